@@ -1,0 +1,617 @@
+"""The estimator: validate, compose, delegate."""
+
+from copy import deepcopy
+from numbers import Integral, Real
+
+import numpy as np
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    MetaEstimatorMixin,
+    TransformerMixin,
+    _fit_context,
+)
+from sklearn.utils import get_tags
+from sklearn.utils._metadata_requests import _routing_enabled
+from sklearn.utils._param_validation import HasMethods, Interval
+from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import (
+    check_consistent_length,
+    check_is_fitted,
+)
+
+from ._validation import check_known_options, check_order, check_positions, check_ridge
+
+
+def _wrapped_has(method):
+    """Check that the wrapped estimator, fitted or not, has a method."""
+
+    def check(self):
+        getattr(getattr(self, "estimator_", self.estimator), method)
+        return True
+
+    return check
+
+
+class InfluenceEstimator(
+    ClassNamePrefixFeaturesOutMixin, MetaEstimatorMixin, TransformerMixin, BaseEstimator
+):
+    r"""Effects of training rows on a model, as a refit without them would give.
+
+    Wraps a scikit-learn model, fits it, and answers which training rows made it what it is: what
+    its outputs, losses and parameters would be with rows gone or relabelled, without refitting.
+
+    **An influence is the effect of removal**: the objective of the model trained without a row
+    minus the objective of the model trained with it. On a loss, positive means that the row helps
+    (without it the loss rises) and negative that it hurts. Units are those of scikit-learn's
+    metric for one row: nats for log loss, :math:`(y - \hat y)^2` for squared error, the full
+    deviance for Poisson, Gamma and Tweedie.
+
+    Parameters
+    ----------
+    estimator : estimator
+        A linear, generalized linear or kernel model of scikit-learn, a `Pipeline` that ends in
+        one, a `FrozenEstimator` of one (used as it is), or a search over one. Cloned, never
+        changed.
+    ridge : "model", "loo" or float, default="model"
+        Penalty in units of the objective :math:`\sum_i w_i \ell_i + \tfrac12
+        \mathrm{ridge}\,\|\theta\|^2`. "model" keeps the wrapped model's own. A float sets it on
+        the clone before fitting (``alpha`` or ``C``, converted); for a frozen model or one without
+        a penalty it only damps the curvature. "loo" takes the value of a grid with the least
+        leave-one-out squared error from one decomposition (Ridge, RidgeClassifier, KernelRidge):
+        49 values from 1e-8 to 1e4 times the mean non-zero eigenvalue of the kernel matrix.
+    curvature : "gauss_newton"
+        What stands between gradients.
+    objective : {"loss", "prediction", "margin"}, default="loss"
+        What `influence` and ``influence_`` are about.
+    order : {"newton", "first", "exact"}, default="newton"
+        "newton" takes one Newton step on the rows that stay, which is exact for squared loss.
+        "first" is the classical linear approximation. "exact" iterates to the optimum without the
+        rows and equals a refit.
+    solver : {"auto", "primal", "dual"}, default="auto"
+        Factorize in parameters (primal) or in rows (dual). "auto" takes the cheaper one that fits
+        ``memory_limit``.
+    sketch : None
+        Random projection of the features.
+    parameters : None
+        Names of the network parameters that may move.
+    memory_limit : int, str or None, default=None
+        Bytes, or a string such as "4GB", that a factorization may take. None: a share of what the
+        machine has free.
+    batch_size : int or None, default=None
+        Query rows at a time. None: as many as fit a few tens of megabytes.
+    dtype : "float64"
+        Precision of the factorizations.
+    device : None
+        Where to compute.
+    n_jobs : int or None, default=None
+        Not used by these models, whose linear algebra is threaded already.
+    random_state : int, RandomState instance or None, default=None
+        Not used by these models, which need no randomness.
+    verbose : int, default=0
+        Above 0, say which form was chosen, its size and the time that it took.
+
+    Attributes
+    ----------
+    estimator_ : estimator
+        The fitted clone.
+    self_influence_ : (n_train,) array
+        Effect of removing row i on its own loss. Large for atypical and mislabelled rows.
+    influence_ : (n_train,) array
+        Effect of removing row i on the mean objective over ``X_val, y_val``; without them over
+        the training rows, linear in the objective.
+    leverage_ : (n_train,) array
+        Trace of row i's block of the hat matrix, between 0 and the number of outputs.
+    effective_dimension_ : float
+        Sum of the leverages: the degrees of freedom that the fit uses.
+    loo_loss_ : (n_train,) array
+        Loss of each row under the model without it.
+    stationarity_ : float
+        Norm of the objective's gradient at the fitted parameters, in units of a typical row's.
+    solver_ : str
+        The form that was chosen.
+    ridge_ : float or (n_outputs,) array
+        Ridge of the curvature, in sum form.
+    n_outputs_, n_parameters_ : int
+        Sizes of the wrapped model.
+    parameter_names_ : list of str
+        Order of `parameter_change`.
+    classes_ : (n_classes,) array
+        For classifiers.
+    n_features_in_ : int
+        Features seen by `fit`, where the wrapped model knows them.
+    feature_names_in_ : array of str
+        Their names, where X has them.
+
+    See Also
+    --------
+    sklearn.frozen.FrozenEstimator : Wrap a model that is already fitted.
+
+    Notes
+    -----
+    With :math:`H` the Hessian of the objective and :math:`h_G = S_G^\top J_G H^{-1} J_G^\top S_G`
+    the hat matrix of a group of rows (:math:`J` their Jacobian, :math:`S S^\top` the curvature of
+    their losses, :math:`S c` their gradients), the Newton effect of removing them on the outputs of
+    other rows is :math:`J_t H^{-1} J_G^\top S_G (I - h_G)^{-1} c_G`; the first-order effect
+    lacks the inverse. The dual form computes the same from the kernel :math:`J J^\top` [1]_.
+
+    Scikit-learn's default tolerances stop too early for differences between refits. A private copy
+    of the parameters is therefore brought to the optimum; the wrapped model and its predictions
+    stay as fitted.
+
+    References
+    ----------
+    .. [1] Z. Sun and S. Valaee, "Extending Kernel Trick to Influence Functions",
+       arXiv:2605.11239, 2026.
+    .. [2] P. W. Koh and P. Liang, "Understanding Black-box Predictions via Influence Functions",
+       ICML 2017.
+    .. [3] K. Rahnama Rad and A. Maleki, "A scalable estimate of the out-of-sample prediction error
+       via approximate leave-one-out cross-validation", JRSS B 82, 2020.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn_dualif import InfluenceEstimator
+    >>> X, y = load_iris(return_X_y=True)
+    >>> y[7] = 2  # a mistake
+    >>> influence = InfluenceEstimator(LogisticRegression()).fit(X, y)
+    >>> int(influence.self_influence_.argmax())
+    7
+    >>> influence.removal_effect([7], X[:2], y[:2]).round(4)
+    array([-0.0021, -0.0044])
+    """
+
+    _parameter_constraints: dict = {
+        "estimator": [HasMethods(["fit"])],
+        "ridge": [str, Real],
+        "curvature": [str],
+        "objective": "no_validation",
+        "order": [str],
+        "solver": [str],
+        "sketch": "no_validation",
+        "parameters": "no_validation",
+        "memory_limit": [str, Real, None],
+        "batch_size": [Interval(Integral, 1, None, closed="left"), None],
+        "dtype": "no_validation",
+        "device": "no_validation",
+        "n_jobs": [Integral, None],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        estimator,
+        *,
+        ridge="model",
+        curvature="gauss_newton",
+        objective="loss",
+        order="newton",
+        solver="auto",
+        sketch=None,
+        parameters=None,
+        memory_limit=None,
+        batch_size=None,
+        dtype="float64",
+        device=None,
+        n_jobs=None,
+        random_state=None,
+        verbose=0,
+    ):
+        self.estimator = estimator
+        self.ridge = ridge
+        self.curvature = curvature
+        self.objective = objective
+        self.order = order
+        self.solver = solver
+        self.sketch = sketch
+        self.parameters = parameters
+        self.memory_limit = memory_limit
+        self.batch_size = batch_size
+        self.dtype = dtype
+        self.device = device
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X, y, *, X_val=None, y_val=None, **fit_params):
+        """Fit the wrapped model and prepare its leave-one-out effects.
+
+        Parameters
+        ----------
+        X : array-like, sparse matrix or whatever the wrapped model takes, (n_train, n_features)
+            Training rows.
+        y : array-like, (n_train,) or (n_train, n_outputs)
+            Their targets.
+        X_val, y_val : array-like, optional
+            Rows over which ``influence_`` is averaged. In a Pipeline, pass
+            ``transform_input=["X_val"]`` to it.
+        **fit_params : dict
+            Passed to the wrapped model's ``fit``. A ``sample_weight`` among them is honoured in
+            every number.
+
+        Returns
+        -------
+        self : InfluenceEstimator
+
+        Raises
+        ------
+        UnsupportedModelError
+            A `TypeError`, if the wrapped model is not one of those listed.
+        UnsupportedOptionError
+            A `ValueError`, if one of its options has no closed form.
+        MemoryLimitError
+            A `ValueError`, if no factorization fits ``memory_limit``.
+        """
+        from ._fitting import fit_influence
+
+        check_known_options(self)
+        check_order(self.order)
+        check_ridge(self.ridge)
+        if (X_val is None) != (y_val is None) and (X_val is None or self.objective != "prediction"):
+            given, missing = ("y_val", "X_val") if X_val is None else ("X_val", "y_val")
+            raise ValueError(f"{given} was given without {missing}. Give both, or neither.")
+        if _routing_enabled():
+            fit_params = process_routing(self, "fit", **fit_params).estimator.fit
+        fit_influence(self, X, y, X_val, y_val, fit_params)
+        return self
+
+    # Single rows -------------------------------------------------------------------------------
+
+    def influence(self, X, y=None, *, objective=None, order=None):
+        """Return the effect of removing each training row on each query row's objective.
+
+        Parameters
+        ----------
+        X : array-like, (n_queries, n_features)
+            Query rows.
+        y : array-like, (n_queries,) or (n_queries, n_outputs), optional
+            Their targets, for the objectives "loss" and "margin".
+        objective, order : str, optional
+            Instead of the estimator's own.
+
+        Returns
+        -------
+        (n_queries, n_train) array
+            Positive on a loss: the training row helps that query.
+        """
+        objective, order = self._choices(objective, order)
+        features, targets = self._queries(X, y, objective)
+        return self._engine.influence(features, targets, objective, order).numpy()
+
+    def transform(self, X):
+        """Return the effect of removing each training row on each query row's prediction.
+
+        Parameters
+        ----------
+        X : array-like, (n_queries, n_features)
+            Query rows.
+
+        Returns
+        -------
+        (n_queries, n_train) array
+            `influence` with ``objective="prediction"``, in the estimator's order.
+        """
+        return self.influence(X, objective="prediction")
+
+    def loo_decision_function(self):
+        """Return each training row's decision function under the model without that row.
+
+        Returns
+        -------
+        (n_train,) or (n_train, n_classes) array
+        """
+        return self._leave_one_out("decision_function")
+
+    def loo_predict_proba(self):
+        """Return each training row's class probabilities under the model without that row.
+
+        Out-of-sample probabilities for every row, from one fit.
+
+        Returns
+        -------
+        (n_train, n_classes) array
+        """
+        return self._leave_one_out("predict_proba")
+
+    def loo_predict(self):
+        """Return what the model without each training row predicts for it.
+
+        Returns
+        -------
+        (n_train,) or (n_train, n_outputs) array
+        """
+        return self._leave_one_out("predict")
+
+    def explain(self, X, y=None, *, k=10, objective=None):
+        """Return the training rows that matter most for each query row.
+
+        Parameters
+        ----------
+        X, y : array-like
+            Query rows and, for the objectives "loss" and "margin", their targets. Without ``y``
+            the objective is "prediction".
+        k : int, default=10
+            Rows a query.
+        objective : str, optional
+            Instead of the estimator's own.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns query (the query's index label), rank (1 is the largest effect by size),
+            position, train_index (the training row's index label), effect, self_influence.
+        """
+        import pandas as pd
+
+        check_is_fitted(self)
+        if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
+            raise ValueError(f"k={k!r} must be a whole number of at least 1.")
+        if y is None and objective is None:
+            objective = "prediction"
+        effects = self.influence(X, y, objective=objective)
+        k = min(int(k), effects.shape[1])
+        order = np.argsort(-np.abs(effects), axis=1, kind="stable")[:, :k]
+        n_queries = len(effects)
+        labels = X.index if hasattr(X, "iloc") else np.arange(n_queries)
+        index = np.arange(effects.shape[1]) if self._train_index is None else self._train_index
+        position = order.ravel()
+        return pd.DataFrame(
+            {
+                "query": np.repeat(np.asarray(labels), k),
+                "rank": np.tile(np.arange(1, k + 1), n_queries),
+                "position": position,
+                "train_index": np.asarray(index)[position],
+                "effect": np.take_along_axis(effects, order, 1).ravel(),
+                "self_influence": self.self_influence_[position],
+            }
+        )
+
+    # Groups of rows ----------------------------------------------------------------------------
+
+    def removal_effect(self, indices, X=None, y=None, *, objective=None, order=None):
+        """Return the effect of removing training rows together on each query's objective.
+
+        Parameters
+        ----------
+        indices : array-like of int, or boolean mask (n_train,)
+            Positions of the rows, in the order of the X passed to `fit`.
+        X, y : array-like, optional
+            Query rows and targets; none: the training rows.
+        objective, order : str, optional
+            Instead of the estimator's own.
+
+        Returns
+        -------
+        (n_queries,) array
+        """
+        objective, order = self._choices(objective, order)
+        rows = self._rows(indices)
+        features, targets = self._queries(X, y, objective)
+        state = self._engine.removal_state(rows, order)
+        return self._engine.state_effect(state, features, targets, objective, order).numpy()
+
+    def output_change(self, indices, X=None, *, order=None):
+        """Return the effect of removing training rows together on each query's outputs.
+
+        Parameters
+        ----------
+        indices : array-like of int, or boolean mask (n_train,)
+            Positions of the rows.
+        X : array-like, optional
+            Query rows; none: the training rows.
+        order : str, optional
+            Instead of the estimator's own.
+
+        Returns
+        -------
+        (n_queries, n_outputs) array
+            Change of the decision function, or of the prediction of a regression.
+        """
+        _, order = self._choices("prediction", order)
+        rows = self._rows(indices)
+        features, _ = self._queries(X, None, None)
+        state = self._engine.removal_state(rows, order)
+        return self._engine.response_change(state, features, order).numpy()
+
+    def relabel_effect(self, indices, y_new, X=None, y=None, *, objective=None, order=None):
+        """Return the effect of giving training rows other targets on each query's objective.
+
+        Parameters
+        ----------
+        indices : array-like of int, or boolean mask (n_train,)
+            Positions of the rows.
+        y_new : array-like, (n_indices,) or (n_indices, n_outputs), or one value for all
+            Their targets instead.
+        X, y : array-like, optional
+            Query rows and targets; none: the training rows with their original targets.
+        objective, order : str, optional
+            Instead of the estimator's own.
+
+        Returns
+        -------
+        (n_queries,) array
+
+        Notes
+        -----
+        The curvature of a log loss does not depend on the label, so one Newton step is only a
+        first guess where many rows change: ``order="exact"`` then gives what a refit would.
+        """
+        objective, order = self._choices(objective, order)
+        rows = self._rows(indices, keep_some=False)
+        features, targets = self._queries(X, y, objective)
+        encoded, weights = self._new_targets(rows, y_new)
+        state = self._engine.relabel_state(rows, encoded, weights, order)
+        return self._engine.state_effect(state, features, targets, objective, order).numpy()
+
+    def parameter_change(self, indices, *, order=None):
+        """Return the parameters without some training rows minus the parameters with them.
+
+        Parameters
+        ----------
+        indices : array-like of int, or boolean mask (n_train,)
+            Positions of the rows.
+        order : str, optional
+            Instead of the estimator's own.
+
+        Returns
+        -------
+        (n_parameters,) array
+            In the order of ``parameter_names_``.
+        """
+        _, order = self._choices("prediction", order)
+        state = self._engine.removal_state(self._rows(indices), order)
+        return self._engine.parameters_of(state)
+
+    def unlearn(self, indices, *, order=None):
+        """Return a fitted copy of the wrapped estimator without the rows' influence.
+
+        Parameters
+        ----------
+        indices : array-like of int, or boolean mask (n_train,)
+            Positions of the rows.
+        order : str, optional
+            Instead of the estimator's own.
+
+        Returns
+        -------
+        estimator
+            A copy of ``estimator_`` with other parameters. Fitted transformers, class weights and
+            hyperparameters are those of the full data.
+        """
+        from .models import final_estimator
+
+        _, order = self._choices("prediction", order)
+        rows = self._rows(indices)
+        state = self._engine.removal_state(rows, order)
+        estimator = deepcopy(self.estimator_)
+        removed = np.zeros(len(self.self_influence_), dtype=bool)
+        removed[rows.numpy()] = True
+        self._engine.write(final_estimator(estimator), state, removed)
+        return estimator
+
+    # The wrapped model -------------------------------------------------------------------------
+
+    @available_if(_wrapped_has("predict"))
+    def predict(self, X, **params):
+        """Return the wrapped model's predictions."""
+        return self._delegate("predict", X, **params)
+
+    @available_if(_wrapped_has("predict_proba"))
+    def predict_proba(self, X, **params):
+        """Return the wrapped model's class probabilities."""
+        return self._delegate("predict_proba", X, **params)
+
+    @available_if(_wrapped_has("predict_log_proba"))
+    def predict_log_proba(self, X, **params):
+        """Return the wrapped model's log probabilities."""
+        return self._delegate("predict_log_proba", X, **params)
+
+    @available_if(_wrapped_has("decision_function"))
+    def decision_function(self, X, **params):
+        """Return the wrapped model's decision function."""
+        return self._delegate("decision_function", X, **params)
+
+    @available_if(_wrapped_has("score"))
+    def score(self, X, y=None, **params):
+        """Return the wrapped model's score."""
+        return self._delegate("score", X, y, **params)
+
+    def _delegate(self, method, *args, **params):
+        check_is_fitted(self)
+        if _routing_enabled():
+            params = process_routing(self, method, **params).estimator[method]
+        return getattr(self.estimator_, method)(*args, **params)
+
+    # Composition -------------------------------------------------------------------------------
+
+    @property
+    def _n_features_out(self):
+        return len(self.self_influence_)
+
+    def _choices(self, objective, order):
+        from .objectives import resolve_objective
+
+        check_is_fitted(self)
+        order = self.order if order is None else order
+        check_order(order)
+        objective = self.objective if objective is None else objective
+        return resolve_objective(objective, self._engine.model), order
+
+    def _rows(self, indices, *, keep_some=True):
+        import torch
+
+        positions = check_positions(indices, len(self.self_influence_), keep_some=keep_some)
+        return torch.from_numpy(positions.astype(np.int64))
+
+    def _queries(self, X, y, objective):
+        """Return features and encoded targets of query rows, or of the training rows."""
+        problem = self._engine.problem
+        if X is None:
+            if y is not None:
+                raise ValueError("y was given without X. Give both, or neither.")
+            return problem.features, problem.y
+        features = problem.model.features(X)
+        if objective is None or not objective.requires_y:
+            return features, None
+        if y is None:
+            raise ValueError(
+                "This objective needs the targets y of the query rows. Pass them, or use "
+                "objective='prediction'."
+            )
+        targets = problem.model.targets.encode(y)
+        check_consistent_length(np.empty(features.shape[0]), targets)
+        return features, targets
+
+    def _new_targets(self, rows, y_new):
+        model = self._engine.model
+        y_new = np.asarray(y_new)
+        if y_new.ndim == 0:
+            y_new = np.repeat(y_new, len(rows))
+        if len(y_new) != len(rows):
+            raise ValueError(
+                f"y_new has {len(y_new)} targets for {len(rows)} rows. Give one for each row, or "
+                "one value for all."
+            )
+        encoded = model.targets.encode(y_new)
+        if model.targets.classes is None:
+            return encoded, self._engine.problem.weights[rows]
+        return encoded, model.targets.weigh(y_new, self._sample_weight[rows.numpy()])
+
+    def _leave_one_out(self, method):
+        check_is_fitted(self)
+        if not hasattr(self.estimator_, method):
+            raise AttributeError(f"{type(self.estimator_).__name__} has no method {method!r}.")
+        model = self._engine.model
+        outputs = self._engine.loo_outputs()[:, : model.n_outputs].numpy()
+        return model.from_outputs(method, outputs)
+
+    def get_metadata_routing(self):
+        """Return the metadata routing: fit parameters go to the wrapped estimator.
+
+        Returns
+        -------
+        MetadataRouter
+        """
+        mapping = MethodMapping()
+        for method in ("fit", "predict", "predict_proba", "decision_function", "score"):
+            mapping.add(caller=method, callee=method)
+        return (
+            MetadataRouter(owner=self)
+            .add_self_request(self)
+            .add(estimator=self.estimator, method_mapping=mapping)
+        )
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        inner = get_tags(self.estimator)
+        tags.estimator_type = inner.estimator_type
+        tags.classifier_tags = inner.classifier_tags
+        tags.regressor_tags = inner.regressor_tags
+        tags.target_tags = inner.target_tags
+        tags.input_tags = inner.input_tags
+        tags.non_deterministic = inner.non_deterministic
+        return tags

@@ -1,0 +1,171 @@
+"""What `InfluenceEstimator.fit` does, step by step."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+from sklearn.base import clone
+from sklearn.utils.validation import _check_sample_weight, _num_samples, check_consistent_length
+
+from .exceptions import UnsupportedOptionError
+from .influence import build_engine, build_problem, leave_one_out_ridge
+from .linalg import parse_bytes
+from .losses import HalfSquaredError
+from .models import (
+    as_model_function,
+    check_supported,
+    final_estimator,
+    final_fit_params,
+    is_frozen,
+    ridge_parameters,
+    tunable_estimator,
+)
+from .objectives import TrainingLoss, resolve_objective
+
+
+def fit_influence(influence, X, y, X_val, y_val, fit_params):
+    """Fit the wrapped model, factorize its curvature and set all fitted attributes.
+
+    Parameters
+    ----------
+    influence : InfluenceEstimator
+        Attributes are set on it last, all together.
+    X, y, X_val, y_val : array-like
+        Training and validation rows; the latter may be None.
+    fit_params : dict
+        For the wrapped model's ``fit``.
+    """
+    started = time.perf_counter()
+    memory_limit = parse_bytes(influence.memory_limit)
+    check_supported(influence.estimator)
+    frozen = is_frozen(influence.estimator)
+    fitted, damping = _fit_wrapped(influence, X, y, fit_params, frozen)
+    own = final_fit_params(fitted, fit_params)
+    model = as_model_function(fitted)
+    weights = _sample_weight(own, X, y)
+    model = replace(model, targets=model.targets.freeze(np.asarray(y), weights))
+    problem, damping = build_problem(model, X, y, weights, influence.solver, memory_limit, damping)
+    engine = build_engine(
+        problem, damping, order=influence.order, batch_size=influence.batch_size, frozen=frozen
+    )
+    objective = resolve_objective(influence.objective, model)
+    values = _attributes(engine, objective, X_val, y_val, influence.order)
+    for name, value in values.items():
+        setattr(influence, name, value)
+    influence.estimator_ = fitted
+    influence._engine = engine
+    influence._sample_weight = weights
+    influence._train_index = X.index.copy() if hasattr(X, "iloc") else None
+    for name in ("classes_", "n_features_in_", "feature_names_in_"):
+        if hasattr(fitted, name):
+            setattr(influence, name, getattr(fitted, name))
+        elif hasattr(influence, name):
+            delattr(influence, name)
+    if influence.verbose:
+        size = engine.curvature.width * problem.layout.selector.shape[1]
+        print(
+            f"[InfluenceEstimator] {type(model.estimator).__name__}: {engine.curvature.name} form, "
+            f"{len(weights)} rows, {size} coordinates a block, ridge {influence.ridge_}, "
+            f"effective dimension {influence.effective_dimension_:.4g}, "
+            f"{time.perf_counter() - started:.2f} s"
+        )
+
+
+def _fit_wrapped(influence, X, y, fit_params, frozen):
+    """Return the fitted clone and the damping that replaces its penalty in the curvature."""
+    estimator = clone(influence.estimator)
+    ridge = influence.ridge
+    if ridge == "loo":
+        return _fit_with_best_ridge(influence, estimator, X, y, fit_params, frozen), None
+    damping = None
+    if ridge != "model":
+        target = tunable_estimator(estimator)
+        total = _total_weight(estimator, X, fit_params)
+        parameters = None
+        if not frozen:
+            parameters = ridge_parameters(target, float(ridge), _num_samples(X), total)
+        if parameters is None:
+            damping = float(ridge)
+        else:
+            target.set_params(**parameters)
+    return estimator.fit(X, y, **fit_params), damping
+
+
+def _total_weight(estimator, X, fit_params):
+    weight = final_fit_params(estimator, fit_params).get("sample_weight")
+    if weight is None:
+        return float(_num_samples(X))
+    return float(np.sum(weight)) if np.ndim(weight) else float(weight) * _num_samples(X)
+
+
+def _fit_with_best_ridge(influence, estimator, X, y, fit_params, frozen):
+    """Return the estimator fitted with the ridge of least leave-one-out loss."""
+    final = tunable_estimator(estimator)
+    name = type(final).__name__
+    remedy = (
+        "Use GridSearchCV(InfluenceEstimator(...), {'ridge': [...]}) to choose a ridge by "
+        "cross-validation."
+    )
+    if frozen:
+        raise UnsupportedOptionError(f"ridge='loo' cannot refit a frozen {name}. {remedy}")
+    if not ridge_parameters(final, 1.0, 1, 1.0):
+        raise UnsupportedOptionError(
+            f"ridge='loo' cannot be set on {name}, which has no penalty. Wrap Ridge instead."
+        )
+    estimator.fit(X, y, **fit_params)
+    model = as_model_function(estimator)
+    if not isinstance(model.loss, HalfSquaredError) or model.penalty.scales_with != "nothing":
+        raise UnsupportedOptionError(
+            f"ridge='loo' needs a squared loss, for which one decomposition serves every ridge; "
+            f"{name} has another objective. {remedy}"
+        )
+    own = final_fit_params(estimator, fit_params)
+    weights = _sample_weight(own, X, y)
+    model = replace(model, targets=model.targets.freeze(np.asarray(y), weights))
+    memory_limit = parse_bytes(influence.memory_limit)
+    problem, _ = build_problem(model, X, y, weights, influence.solver, memory_limit, 1.0)
+    best = leave_one_out_ridge(problem)
+    final = final_estimator(estimator)
+    final.set_params(**ridge_parameters(final, best, len(weights), float(weights.sum())))
+    final.fit(model.transform(X), y, **own)
+    return estimator
+
+
+def _sample_weight(own, X, y):
+    """Return the sample weights (n,) that the final estimator was fitted with."""
+    n = _num_samples(X)
+    check_consistent_length(np.empty(n), y)
+    weight = own.get("sample_weight")
+    return _check_sample_weight(
+        weight, np.empty((n, 1)), dtype=np.float64, ensure_non_negative=True
+    )
+
+
+def _attributes(engine, objective, X_val, y_val, order):
+    """Return the fitted attributes by name."""
+    model, problem = engine.model, engine.problem
+    loss = TrainingLoss(model)
+    leverage = engine.leverage().numpy()
+    if X_val is None:
+        average = engine.training_influence(objective)
+    else:
+        features = model.features(X_val)
+        targets = model.targets.encode(y_val) if objective.requires_y else None
+        if targets is not None:
+            check_consistent_length(np.empty(features.shape[0]), targets)
+        average = engine.mean_influence(features, targets, objective, order)
+    ridge = engine.curvature.ridge.numpy()
+    names = model.parameter_names(problem.features.shape[0])
+    return {
+        "self_influence_": engine.self_influence(loss).numpy(),
+        "influence_": average.numpy(),
+        "leverage_": leverage,
+        "effective_dimension_": float(leverage.sum()),
+        "loo_loss_": model.loss.value(problem.y, engine.loo_outputs()).numpy(),
+        "stationarity_": engine.stationarity,
+        "solver_": engine.curvature.name,
+        "ridge_": float(ridge[0]) if np.ptp(ridge) == 0 else ridge.copy(),
+        "n_outputs_": model.n_outputs,
+        "n_parameters_": len(names),
+        "parameter_names_": names,
+    }

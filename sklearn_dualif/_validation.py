@@ -1,0 +1,95 @@
+"""Checks of what callers pass: row positions, pairs of queries, options of later versions."""
+
+import numbers
+
+import numpy as np
+
+LATER_OPTIONS = {
+    "curvature": "gauss_newton",
+    "sketch": None,
+    "parameters": None,
+    "device": None,
+    "dtype": "float64",
+}
+
+
+def check_positions(indices, n_rows, *, keep_some=True):
+    """Return row positions (g,) from positions or a boolean mask.
+
+    Parameters
+    ----------
+    indices : array-like of int or bool
+    n_rows : int
+        Number of training rows.
+    keep_some : bool
+        Whether taking all rows is an error.
+    """
+    indices = np.atleast_1d(np.asarray(indices))
+    if indices.ndim != 1:
+        raise ValueError(f"indices must be one-dimensional; got shape {indices.shape}.")
+    if indices.dtype == bool:
+        if len(indices) != n_rows:
+            raise ValueError(
+                f"A boolean mask of rows must have one entry for each of the {n_rows} training "
+                f"rows; got {len(indices)}."
+            )
+        indices = np.flatnonzero(indices)
+    elif len(indices) == 0:
+        indices = indices.astype(np.intp)
+    elif not np.issubdtype(indices.dtype, np.integer):
+        raise ValueError(
+            f"indices must be row positions (integers) or a boolean mask; got {indices[0]!r}. "
+            "Labels of a DataFrame's index are not positions."
+        )
+    outside = indices[(indices < 0) | (indices >= n_rows)]
+    if len(outside):
+        raise ValueError(
+            f"Row {int(outside[0])} is out of range: positions run from 0 to {n_rows - 1}, in the "
+            "order of the X passed to fit."
+        )
+    values, counts = np.unique(indices, return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(
+            f"Row {int(values[counts > 1][0])} is named twice in indices. Name each row once."
+        )
+    if keep_some and len(indices) == n_rows:
+        raise ValueError(
+            f"All {n_rows} training rows would be removed, which leaves no model. Keep at least "
+            "one row."
+        )
+    return indices
+
+
+def check_ridge(ridge):
+    """Raise unless ridge is "model", "loo" or a finite number >= 0."""
+    if isinstance(ridge, str):
+        known = ridge in ("model", "loo")
+    else:
+        number = isinstance(ridge, numbers.Real) and not isinstance(ridge, bool)
+        known = number and np.isfinite(ridge) and ridge >= 0
+    if not known:
+        raise ValueError(
+            f"ridge={ridge!r} is not allowed: give 'model' for the wrapped model's own penalty, "
+            "'loo' for the one with the least leave-one-out loss, or a finite number >= 0."
+        )
+
+
+def check_known_options(estimator):
+    """Raise for options whose other values this version does not have."""
+    for name, default in LATER_OPTIONS.items():
+        value = getattr(estimator, name)
+        if value != default:
+            raise ValueError(
+                f"{name}={value!r} is not available in this version; leave {name}={default!r}."
+            )
+    if estimator.solver not in ("auto", "primal", "dual"):
+        raise ValueError(
+            f"solver={estimator.solver!r} is not available in this version; choose 'auto', "
+            "'primal' or 'dual'."
+        )
+
+
+def check_order(order):
+    """Raise unless order is a known name."""
+    if order not in ("newton", "first", "exact"):
+        raise ValueError(f"order={order!r} is not known. Choose 'newton', 'first' or 'exact'.")

@@ -1,0 +1,7 @@
+"""The inverse Hessian of the training objective, in parameters (primal) or in rows (dual)."""
+
+from ._base import Curvature, LeaveOneOut
+from ._dual import DualCurvature
+from ._primal import PrimalCurvature
+
+__all__ = ["Curvature", "DualCurvature", "LeaveOneOut", "PrimalCurvature"]

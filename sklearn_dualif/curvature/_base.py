@@ -1,0 +1,339 @@
+r"""What both forms of the inverse Hessian share.
+
+The Hessian is ``H = sum_i J_i^T S_i S_i^T J_i + rho R`` with ``R`` the identity on feature weights
+and zero on free parameters. A *state* is a change of the parameters in the coordinates of the
+form: a (G, D, m) tensor with the ``f`` free parameters first, then ``D - f`` feature weights
+(primal) or coefficients of the training rows (dual); ``m`` columns are ``m`` states. A *gradient*
+is laid out alike, in the coordinates in which the ridge term of a state is ``rho`` times itself.
+
+Removing rows with penalty share ``tau`` (mean-form penalties shrink with the rows) leaves the
+gradient ``-(J_G^T r_G + tau R theta)`` and the Hessian ``H - J_G^T S_G S_G^T J_G - tau R``; a
+Newton step from there is the removal effect, exact for squared loss.
+"""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+
+_DEGENERATE = 1e-10
+
+
+class LeaveOneOut(NamedTuple):
+    """Every training row's own removal.
+
+    Attributes
+    ----------
+    coefficients : (G, n, k) tensor
+        The states of `Curvature.removal_states` are linear in these.
+    own : (G, n, k) tensor
+        Change of row i's outputs when row i is removed.
+    leverage : (n,) tensor
+        Trace of the hat matrix block of each row.
+    degenerate : (n,) bool tensor
+        Rows that alone determine a direction of the parameters (leverage 1 without a ridge).
+    """
+
+    coefficients: torch.Tensor
+    own: torch.Tensor
+    leverage: torch.Tensor
+    degenerate: torch.Tensor
+
+
+class Curvature(ABC):
+    """Inverse Hessian at one expansion of the losses.
+
+    Parameters
+    ----------
+    features : LinearFeatures or KernelFeatures
+        The training rows.
+    layout : OutputLayout
+        How outputs split into blocks of coupled coordinates.
+    free : (k, f) tensor
+        Jacobian of a row's block coordinates with respect to the free parameters.
+    expansion : Expansion
+        Gradients and curvature roots of the weighted losses.
+    ridge : (Gs,) tensor
+        ``rho`` of each block that is factorised.
+    shiftable : bool
+        Whether ``tau`` differs from zero anywhere: asks for a spectral factorization.
+    """
+
+    def __init__(self, features, layout, free, expansion, ridge, *, shiftable):
+        self.features = features
+        self.layout = layout
+        self.free = free
+        self.expansion = expansion
+        self.ridge = ridge
+        self.shiftable = shiftable
+        self.n_free = free.shape[1]
+        self.parameters = None
+        self.shares = None
+        self._factorize()
+
+    def anchor(self, parameters, shares):
+        """Say where the expansion was made, which removals of penalty shares need.
+
+        Parameters
+        ----------
+        parameters : (G, D, 1) tensor
+            ``theta`` as a state.
+        shares : (n,) tensor or None
+            ``tau_i``, the ridge that row i takes along; None for sum-form objectives.
+        """
+        self.parameters = parameters
+        self.shares = shares
+        return self
+
+    def refresh(self, expansion):
+        """Take gradients from an expansion whose curvature is that of the factorization."""
+        self.expansion = expansion
+        return self
+
+    @abstractmethod
+    def _factorize(self):
+        """Compute the factorization from the attributes."""
+
+    @property
+    @abstractmethod
+    def width(self):
+        """Number of feature weights or row coefficients of each penalised output."""
+
+    @abstractmethod
+    def design(self, features):
+        """Return what maps states to the outputs of these rows (see `outputs`)."""
+
+    @abstractmethod
+    def row_design(self, rows):
+        """Return `design` of some training rows as a dense tensor."""
+
+    @abstractmethod
+    def row_gradients(self, rows, output_gradients):
+        """Return J_i^T u_i of each row i, one column a row; (G, b, k) to (G, D, b)."""
+
+    @abstractmethod
+    def sum_gradients(self, output_gradients):
+        """Return sum_i J_i^T u_i over all training rows; (G, n, k, m) to (G, D, m)."""
+
+    @abstractmethod
+    def solve(self, gradients, shift=None):
+        """Return ``(H - shift R)^+ gradients``; ``shift`` None or one value a column."""
+
+    @abstractmethod
+    def dual_vector(self, gradient):
+        """Return the covector whose plain inner product with a state is <gradient, state>."""
+
+    @abstractmethod
+    def row_quadratics(self, rows, shift=None):
+        """Return Q_ii = J_i (H - shift_i R)^+ J_i^T of each row, (Gs, b, k, k)."""
+
+    @abstractmethod
+    def remove(self, rows, *, first_order=False):
+        """Return the state of removing ``rows`` together, (G, D, 1)."""
+
+    @property
+    def n_rows(self):
+        """Number of training rows."""
+        return self.features.shape[0]
+
+    def weights_of(self, state):
+        """Return the penalised part of states as (G, width, k_p, m)."""
+        return state[:, self.n_free :].reshape(state.shape[0], self.width, -1, state.shape[2])
+
+    def outputs(self, design, state):
+        """Return the outputs of rows under states: block coordinates (G, n, k, m)."""
+        blocks, m = state.shape[0], state.shape[2]
+        weights = self.weights_of(state)
+        flat = weights.permute(1, 0, 2, 3).reshape(self.width, -1)
+        values = design @ flat if torch.is_tensor(design) else design.dot(flat)
+        values = values.reshape(values.shape[0], blocks, -1, m).transpose(0, 1)
+        if values.shape[2] != self.layout.n_coordinates:
+            values = torch.einsum("ko,gnom->gnkm", self.layout.selector, values)
+        if self.n_free:
+            values = values + (self.free @ state[:, : self.n_free])[:, None]
+        return values
+
+    def ridge_gradient(self, state, ridge):
+        """Return the gradient of ``ridge ||weights||^2 / 2`` at a state; one ridge a column."""
+        gradient = state * ridge
+        gradient[:, : self.n_free] = 0.0
+        return gradient
+
+    # Leave-one-out -----------------------------------------------------------------------------
+
+    def leave_one_out(self, *, first_order=False):
+        """Prepare every single removal: coefficients, own output changes and leverages.
+
+        With ``first_order`` the classical infinitesimal coefficients, else Newton's.
+        """
+        parts = [
+            self._leave_out_block(rows, first_order)
+            for rows in torch.arange(self.n_rows).split(self._rows_per_block())
+        ]
+        coefficients, own, leverage, degenerate = zip(*parts, strict=True)
+        result = LeaveOneOut(
+            torch.cat(coefficients, 1),
+            torch.cat(own, 1),
+            torch.cat(leverage),
+            torch.cat(degenerate),
+        )
+        if bool(result.degenerate.any()) and not first_order:
+            rows = torch.nonzero(result.degenerate)[:, 0]
+            states = self.removal_states(rows, result)
+            result.own[:, rows] = self._own_outputs(rows, states)
+        return result
+
+    def _own_outputs(self, rows, states):
+        """Return J_i state_i of each row under its own state: (G, b, k)."""
+        weights = self.weights_of(states)
+        values = torch.einsum("nd,gdon->gno", self.row_design(rows), weights)
+        values = values @ self.layout.selector.T
+        if self.n_free:
+            values = values + torch.einsum("kf,gfn->gnk", self.free, states[:, : self.n_free])
+        return values
+
+    def _leave_out_block(self, rows, first_order):
+        root = self.expansion.root[:, rows]
+        gradient = self.expansion.gradient[:, rows]
+        quadratics = self.row_quadratics(rows)
+        leverage = _trace(root.mT @ quadratics @ root).sum(0) * self._outputs_per_factor()
+        pull = 0.0
+        shift = None
+        if self.shares is not None:
+            shift = None if first_order else self.shares[rows]
+            moved = self.solve(self._pull(self.shares[rows]), shift)
+            pull = self._own_outputs(rows, moved)
+            if not first_order:
+                quadratics = self.row_quadratics(rows, shift)
+        own = _apply(quadratics, gradient) + pull
+        degenerate = torch.zeros(own.shape[1], dtype=torch.bool)
+        if first_order:
+            return gradient, own, leverage, degenerate
+        hat = root.mT @ quadratics @ root
+        inverse, null = _complement_inverse(hat, may_vanish=bool((self.ridge == 0).any()))
+        coefficients = gradient + _apply(root, _apply(inverse, _apply(root.mT, own)))
+        degenerate = null.any(0)
+        return coefficients, _apply(quadratics, coefficients) + pull, leverage, degenerate
+
+    def removal_states(self, rows, leave_one_out, *, first_order=False):
+        """Return the state of each single removal of ``rows``, (G, D, b)."""
+        gradients = self.row_gradients(rows, leave_one_out.coefficients[:, rows])
+        shift = None
+        if self.shares is not None:
+            gradients = gradients + self._pull(self.shares[rows])
+            shift = None if first_order else self.shares[rows]
+        states = self.solve(gradients, shift)
+        flagged = leave_one_out.degenerate[rows]
+        if bool(flagged.any()) and not first_order:
+            states = self._to_least_norm(states, rows, flagged)
+        return states
+
+    def _to_least_norm(self, states, rows, flagged):
+        """Project degenerate removals to the least-norm optimum; only the primal form has any."""
+        return states
+
+    def scores(self, target, leave_one_out, *, first_order=False):
+        """Return <target, state_i> of every single removal, (n,), from one solve where possible."""
+        if self.shares is None or first_order:
+            scores = self._scores_by_one_solve(target, leave_one_out)
+            rest = torch.nonzero(leave_one_out.degenerate)[:, 0]
+        else:
+            scores = torch.zeros(self.n_rows, dtype=torch.float64)
+            rest = torch.arange(self.n_rows)
+        if not len(rest):
+            return scores
+        covector = self.dual_vector(target)
+        for chunk in rest.split(self.columns_per_block()):
+            states = self.removal_states(chunk, leave_one_out, first_order=first_order)
+            scores[chunk] = (covector * states).sum((0, 1))
+        return scores
+
+    def _scores_by_one_solve(self, target, leave_one_out):
+        moved = self.outputs(self.design(self.features), self.solve(target))[..., 0]
+        scores = (moved * leave_one_out.coefficients).sum((0, 2))
+        if self.shares is not None:
+            pulled = self.solve(self._pull(self.shares.new_ones(1)))
+            scores = scores + self.shares * (self.dual_vector(target) * pulled).sum()
+        return scores
+
+    def _pull(self, shares):
+        """Return the gradients ``tau R theta``, one column a share."""
+        return self.ridge_gradient(self.parameters, shares)
+
+    def group_share(self, rows):
+        """Return the ridge that a group takes along."""
+        return 0.0 if self.shares is None else float(self.shares[rows].sum())
+
+    def _outputs_per_factor(self):
+        """How many independent outputs one factorization serves."""
+        return self.layout.n_blocks if self.expansion.root.shape[0] == 1 else 1
+
+    def _rows_per_block(self):
+        """How many rows' Jacobians take a few tens of megabytes."""
+        width = (self.n_free + self.width) * self.layout.n_coordinates**2
+        return max(1, min(self.n_rows, 4 * 2**20 // width))
+
+    def columns_per_block(self):
+        """How many states take a few tens of megabytes."""
+        dimension = (
+            self.n_free + self.width * self.layout.selector.shape[1]
+        ) * self.layout.n_blocks
+        return max(1, min(self.n_rows, 4 * 2**20 // max(dimension, 1)))
+
+    # Several rows at once ----------------------------------------------------------------------
+
+    def edit(self, rows, gradient_change, curvature_change):
+        """Return the state after rows changed their gradients and curvatures, (G, D, 1).
+
+        ``-Q_E (I + D Q_EE)^{-1} gamma`` with ``gamma`` (G, e, k) and ``D`` (Gs, e, k, k) or None.
+        """
+        coefficients = gradient_change
+        if curvature_change is not None:
+            q, e, k = self._group_quadratics(rows)
+            change = _block_diagonal(curvature_change)
+            eye = torch.eye(e * k, dtype=q.dtype)
+            flat = gradient_change.reshape(gradient_change.shape[0], e * k, 1)
+            coefficients = torch.linalg.solve(eye + change @ q, flat).reshape(gradient_change.shape)
+        gradients = self.row_gradients(rows, coefficients).sum(-1, keepdim=True)
+        return -self.solve(gradients)
+
+    def _group_quadratics(self, rows, shift=None):
+        """Return Q_EE as (G, e k, e k) by solving for every unit output gradient."""
+        e, k = len(rows), self.layout.n_coordinates
+        design = self.row_design(rows)
+        blocks = self.layout.n_blocks if self.expansion.root.shape[0] > 1 else 1
+        columns = []
+        for coordinate in range(k):
+            unit = torch.zeros(blocks, e, k, dtype=torch.float64)
+            unit[:, :, coordinate] = 1.0
+            gradients = self.row_gradients(rows, unit)
+            shifts = None if shift is None else shift.expand(e)
+            columns.append(self.outputs(design, self.solve(gradients, shifts)))
+        stacked = torch.stack(columns, -1)  # (G, e, k, e, k)
+        return stacked.reshape(blocks, e * k, e * k), e, k
+
+
+def _apply(matrices, vectors):
+    """Return matrices (Gs, b, p, q) times vectors (G, b, q)."""
+    return (matrices @ vectors.unsqueeze(-1)).squeeze(-1)
+
+
+def _trace(matrices):
+    return matrices.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+def _block_diagonal(blocks):
+    """Return (G, e k, e k) from (G, e, k, k)."""
+    return torch.stack([torch.block_diag(*block) for block in blocks])
+
+
+def _complement_inverse(hat, *, may_vanish):
+    """Return (I - hat)^+ and which blocks are singular."""
+    eye = torch.eye(hat.shape[-1], dtype=hat.dtype)
+    complement = eye - hat
+    if not may_vanish:
+        return torch.linalg.inv(complement), torch.zeros(hat.shape[:2], dtype=torch.bool)
+    values, vectors = torch.linalg.eigh(complement)
+    null = values < _DEGENERATE
+    inverse = torch.where(null, 0.0, 1.0 / torch.where(null, 1.0, values))
+    return (vectors * inverse.unsqueeze(-2)) @ vectors.mT, null.any(-1)

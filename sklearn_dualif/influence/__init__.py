@@ -1,0 +1,14 @@
+"""Influence as functions of a factorization: removals, edits, leave-one-out, parameters."""
+
+from ._engine import InfluenceEngine
+from ._problem import TrainingProblem
+from ._ridge_path import leave_one_out_ridge
+from ._setup import build_engine, build_problem
+
+__all__ = [
+    "InfluenceEngine",
+    "TrainingProblem",
+    "build_engine",
+    "build_problem",
+    "leave_one_out_ridge",
+]

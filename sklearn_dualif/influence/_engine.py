@@ -1,0 +1,274 @@
+"""Answers about a trained model: one factorization, then a solve for every question."""
+
+import warnings
+
+import numpy as np
+import torch
+
+from ..curvature import DualCurvature
+from ..exceptions import InfluenceWarning, NotStationaryWarning
+from ._exact import (
+    _codes,
+    leave_one_out_states,
+    relabel_exactly,
+    remove_exactly,
+)
+from ._problem import polish, stationarity
+
+_BLOCK_DOUBLES = 6 * 2**20
+_FAR = 0.1
+
+
+class InfluenceEngine:
+    """Everything that can be asked of one model on its training rows.
+
+    Parameters
+    ----------
+    problem : TrainingProblem
+        The model's objective on the training rows.
+    damping : tensor or None
+        Ridge of the curvature where it is not the objective's own.
+    order : {"newton", "first", "exact"}
+        Default order.
+    batch_size : int or None
+        Query rows at a time.
+    """
+
+    def __init__(self, problem, *, damping, order, batch_size, frozen):
+        self.problem = problem
+        self.model = problem.model
+        self.order = order
+        self.batch_size = batch_size
+        self.stationarity = stationarity(problem)
+        if damping is None:
+            self.state, self.z, self.curvature = polish(problem)
+        else:
+            self.z = self.model.outputs(problem.features)
+            self.curvature = problem.curvature(self.z, ridge=damping)
+            self.state = self._fitted_state()
+        self.curvature.anchor(self.state, problem.shares)
+        self._orders = {}
+        self.own = self._own_changes(order)
+        if damping is None:
+            self._warn_if_far(frozen)
+
+    def _fitted_state(self):
+        start = self.model.start()
+        if start is None or isinstance(self.curvature, DualCurvature):
+            gradient = self.curvature.expansion.gradient
+            representer = -gradient.unsqueeze(-1) / self.curvature.ridge[:, None, None, None]
+            start = self.curvature.sum_gradients(representer)
+            start[:, : self.curvature.n_free] = 0.0
+        return start
+
+    def _warn_if_far(self, frozen):
+        fitted = self.model.outputs(self.problem.features)
+        moved = self.problem.layout.to_blocks(self.z - fitted).unsqueeze(-1)
+        root = self.curvature.expansion.root
+        distance = float(((root.mT @ moved) ** 2).sum())
+        first = self.leave_one_out("first")
+        typical = float((first.own * self.curvature.expansion.gradient).sum())
+        level = self.problem.layout.to_blocks(self.z).unsqueeze(-1)
+        noise = 1e-12 * float(((root.mT @ level) ** 2).sum())
+        if distance > _FAR * typical + noise:
+            name = type(self.model.estimator).__name__
+            remedy = (
+                "Was it trained on other rows, weights or targets? Pass the ones that it was "
+                "trained on"
+                if frozen
+                else "Lower its tol, raise its max_iter or scale the features"
+            )
+            warnings.warn(
+                f"The fitted {name} is not at the optimum of its objective on these rows "
+                f"(stationarity_ = {self.stationarity:.3g} typical rows' gradients; above 0.1 "
+                "matters). "
+                f"{remedy}. Effects are those of the optimum, not of the model as fitted.",
+                NotStationaryWarning,
+                stacklevel=2,
+            )
+
+    # Single removals ---------------------------------------------------------------------------
+
+    def leave_one_out(self, order):
+        """Return the `LeaveOneOut` of an order's own coefficients ("exact" starts at Newton's)."""
+        key = "first" if order == "first" else "newton"
+        if key not in self._orders:
+            self._orders[key] = self.curvature.leave_one_out(first_order=key == "first")
+        return self._orders[key]
+
+    def _own_changes(self, order):
+        """Return each row's own output change when it is removed, (n, C)."""
+        result = self.leave_one_out(order)
+        if order != "exact" or self.model.loss.quadratic:
+            return self.problem.layout.to_outputs(result.own.unsqueeze(-1))[:, 0]
+        own = torch.empty_like(self.z)
+        for rows, states in self._exact_states():
+            changes = self.curvature._own_outputs(rows, states).unsqueeze(-1)
+            own[rows] = self.problem.layout.to_outputs(changes)[:, 0]
+        return own
+
+    def _exact_states(self):
+        return leave_one_out_states(
+            self.problem, self.curvature, self.state, self.z, self.leave_one_out("newton")
+        )
+
+    def _removal_states(self, order):
+        """Yield (rows, states) of all single removals, a block of columns at a time."""
+        if order == "exact" and not self.model.loss.quadratic:
+            yield from self._exact_states()
+            return
+        result = self.leave_one_out(order)
+        for rows in torch.arange(self.curvature.n_rows).split(self.curvature.columns_per_block()):
+            yield rows, self.curvature.removal_states(rows, result, first_order=order == "first")
+
+    def self_influence(self, objective):
+        """Return the effect of each row's removal on its own objective, (n,)."""
+        if self.order == "first":
+            slope = objective.gradient(self.z, self.problem.y)
+            return (slope * self.own).sum(-1)
+        return objective.change(self.z, self.own.unsqueeze(1), self.problem.y)[:, 0]
+
+    def leverage(self):
+        """Return the trace of each row's hat matrix block, (n,)."""
+        return self.leave_one_out(self.order).leverage
+
+    def loo_outputs(self):
+        """Return what the model without each row would output for it, (n, C)."""
+        return self.z + self.own
+
+    def training_influence(self, objective):
+        """Return each row's effect on the mean objective over the training rows, linear in it."""
+        slope = objective.gradient(self.z, self.problem.y) / len(self.z)
+        blocks = self.problem.layout.to_blocks(slope).unsqueeze(-1)
+        target = self.curvature.sum_gradients(blocks)
+        first = self.order == "first"
+        return self.curvature.scores(target, self.leave_one_out(self.order), first_order=first)
+
+    # Queries -----------------------------------------------------------------------------------
+
+    def outputs(self, features):
+        """Return the outputs of query rows at the optimum, (t, C)."""
+        design = self.curvature.design(features)
+        return self._shifted(design, self.state), design
+
+    def _shifted(self, design, state):
+        return self.problem.output_change(self.curvature, design, state)[:, 0] + (
+            self.problem.offset
+        )
+
+    def query_blocks(self, n_queries, n_columns):
+        """Yield slices of query rows whose output changes take a few tens of megabytes."""
+        step = _BLOCK_DOUBLES // max(1, n_columns * self.z.shape[1])
+        if self.batch_size is not None:
+            step = min(step, self.batch_size)
+        step = max(1, min(step, n_queries))
+        for start in range(0, n_queries, step):
+            yield slice(start, min(n_queries, start + step))
+
+    def influence(self, features, y, objective, order):
+        """Return the effect of each single removal on each query's objective, (t, n)."""
+        result = torch.empty(features.shape[0], self.curvature.n_rows, dtype=torch.float64)
+        for queries, rows, values in self._stream(features, y, objective, order):
+            result[queries, rows[0] : rows[-1] + 1] = values
+        return result
+
+    def mean_influence(self, features, y, objective, order):
+        """Return the effect of each single removal on the mean objective of queries, (n,)."""
+        result = torch.zeros(self.curvature.n_rows, dtype=torch.float64)
+        for _, rows, values in self._stream(features, y, objective, order):
+            result[rows] += values.sum(0)
+        return result / features.shape[0]
+
+    def _stream(self, features, y, objective, order):
+        z, design = self.outputs(features)
+        for rows, states in self._removal_states(order):
+            for queries in self.query_blocks(features.shape[0], len(rows)):
+                part = design[queries] if torch.is_tensor(design) else design.take(queries)
+                dz = self.problem.output_change(self.curvature, part, states)
+                targets = None if y is None else y[queries]
+                yield queries, rows, self._effect(objective, order, z[queries], dz, targets)
+
+    @staticmethod
+    def _effect(objective, order, z, dz, y):
+        if order == "first":
+            return (dz @ objective.gradient(z, y).unsqueeze(-1))[..., 0]
+        return objective.change(z, dz, y)
+
+    # Groups ------------------------------------------------------------------------------------
+
+    def removal_state(self, rows, order):
+        """Return the state change of removing rows together, (G, D, 1)."""
+        gone = self._emptied_class(rows)
+        if gone is not None:
+            label = f"Removing these rows removes the last row of class {gone!r}"
+            if order == "exact" and not self.model.loss.quadratic:
+                raise ValueError(
+                    f"{label}, and no refit keeps a class without rows. Keep one of its rows, or "
+                    "use order='newton' for the first step towards it."
+                )
+            warnings.warn(
+                f"{label}; the effect is that of the model that still has the class.",
+                InfluenceWarning,
+                stacklevel=3,
+            )
+        if order == "exact":
+            return remove_exactly(self.problem, self.curvature, self.state, self.z, rows)
+        return self.curvature.remove(rows, first_order=order == "first")
+
+    def _emptied_class(self, rows):
+        classes = self.model.targets.classes
+        if classes is None:
+            return None
+        y = self.problem.y if self.problem.y.ndim == 1 else _codes(self.problem.y)
+        kept = torch.ones(len(y), dtype=torch.bool)
+        kept[rows] = False
+        lost = set(y[rows].tolist()) - set(y[kept].tolist())
+        return classes[min(lost)] if lost else None
+
+    def relabel_state(self, rows, y_new, weights_new, order):
+        """Return the state change of giving rows other targets (and their class weights)."""
+        problem, loss = self.problem, self.model.loss
+        before = loss.expand(problem.y[rows], self.z[rows], problem.weights[rows])
+        after = loss.expand(y_new, self.z[rows], weights_new)
+        curvature_change = after.root @ after.root.mT - before.root @ before.root.mT
+        if order == "first" or not bool(curvature_change.any()):
+            curvature_change = None
+        start = self.curvature.edit(rows, after.gradient - before.gradient, curvature_change)
+        if order != "exact" or loss.quadratic:
+            return start
+        edited = problem.relabeled(rows, y_new, weights_new)
+        return relabel_exactly(edited, self.curvature, self.state, self.z, start)
+
+    def state_effect(self, state, features, y, objective, order):
+        """Return the effect of a state change on each query's objective, (t,)."""
+        z, design = self.outputs(features)
+        dz = self.problem.output_change(self.curvature, design, state)
+        return self._effect(objective, order, z, dz, y)[:, 0]
+
+    def response_change(self, state, features, order):
+        """Return the change of the outputs that a caller sees, (t, n_outputs)."""
+        z, design = self.outputs(features)
+        dz = self.problem.output_change(self.curvature, design, state)[:, 0]
+        loss = self.model.loss
+        if order == "first":
+            shown = loss.response_slope(z) * dz
+        else:
+            shown = loss.response_change(z, dz)
+        return shown[:, : self.model.n_outputs]
+
+    def parameters_of(self, state):
+        """Return the model's parameters that a state stands for, (n_parameters,)."""
+        weights = self.curvature.weights_of(state)
+        if isinstance(self.curvature, DualCurvature) and self.model.start() is not None:
+            blocks, n, o, m = weights.shape
+            flat = weights.transpose(0, 1).reshape(n, -1)
+            moved = self.problem.features.transposed_dot(flat)
+            weights = moved.reshape(-1, blocks, o, m).transpose(0, 1)
+        free = state[:, : self.curvature.n_free]
+        return self.model.flatten(weights, free)[:, 0].numpy()
+
+    def write(self, estimator, state, removed):
+        """Put the parameters at a state change into a copy of the final estimator."""
+        parameters = self.parameters_of(self.state + state)
+        weights = np.asarray(self.problem.weights)
+        self.model.write(estimator, parameters, removed, self.problem.features, weights)

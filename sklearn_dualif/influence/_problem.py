@@ -1,0 +1,235 @@
+"""The training objective of a fitted model on given rows, and its optimum."""
+
+import warnings
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+from ..curvature import DualCurvature, PrimalCurvature
+from ..exceptions import NotStationaryWarning, SingularCurvatureError
+from ..kernels import as_tensor
+
+_MAX_STEPS = 100
+_TIGHT = 1e-10
+_LOOSE = 1e-6
+
+
+@dataclass(frozen=True)
+class TrainingProblem:
+    """``sum_i w_i l(y_i, z_i) + ridge ||weights||^2 / 2`` over the rows of ``features``.
+
+    Attributes
+    ----------
+    model : ModelFunction
+    features : LinearFeatures or KernelFeatures
+    y : tensor
+        Encoded targets.
+    weights : (n,) or (n, C) tensor
+        Loss weights: sample weight times class weight.
+    ridge : (Gs,) tensor
+        Of the objective, in sum form.
+    shares : (n,) tensor or None
+        Ridge that each row takes along when removed.
+    form : type
+        `PrimalCurvature` or `DualCurvature`.
+    """
+
+    model: object
+    features: object
+    y: torch.Tensor
+    weights: torch.Tensor
+    ridge: torch.Tensor
+    shares: torch.Tensor | None
+    form: type
+
+    @cached_property
+    def layout(self):
+        """How outputs split into blocks."""
+        return self.model.layout
+
+    @property
+    def offset(self):
+        """Fixed part of the outputs, (C,)."""
+        fixed = getattr(self.model, "offset", None)
+        return 0.0 if fixed is None else as_tensor(fixed)
+
+    def curvature(self, z, *, ridge=None):
+        """Return the inverse Hessian at outputs z (n, C)."""
+        return self.form(
+            self.features,
+            self.layout,
+            self.model.free_jacobian,
+            self.expand(z),
+            self.ridge if ridge is None else ridge,
+            shiftable=self.shares is not None,
+        )
+
+    def expand(self, z):
+        """Return the expansion of the weighted losses at outputs z (n, C)."""
+        return self.model.loss.expand(self.y, z, self.weights)
+
+    def output_change(self, curvature, design, state):
+        """Return the outputs (n, m, C) that states (G, D, m) add."""
+        return self.layout.to_outputs(curvature.outputs(design, state))
+
+    def without(self, rows):
+        """Return this problem with the rows' weights and penalty shares gone."""
+        weights = self.weights.clone()
+        weights[rows] = 0.0
+        ridge = self.ridge
+        if self.shares is not None:
+            ridge = ridge - self.shares[rows].sum()
+        return replace(self, weights=weights, ridge=ridge)
+
+    def relabeled(self, rows, y, weights):
+        """Return this problem with other targets and weights of some rows."""
+        new_y, new_weights = self.y.clone(), self.weights.clone()
+        new_y[rows] = y
+        new_weights[rows] = weights
+        return replace(self, y=new_y, weights=new_weights)
+
+    def gradient_norms(self):
+        """Return the norm of the total gradient, and of each row's, at the fitted parameters."""
+        z = self.model.outputs(self.features)
+        gradient = self.model.loss.weighted_gradient(self.y, z, self.weights)
+        blocks = self.layout.to_blocks(gradient)
+        free = (blocks @ self.model.free_jacobian).sum(1)
+        penalized = blocks @ self.layout.selector
+        if self.model.start() is None:
+            total = penalized[..., 0].T + self.ridge * as_tensor(self.model.dual_coef)
+            kernel = self.features.gram(self.features)
+            whole = torch.sqrt((total * (kernel @ total)).sum().clamp(min=0.0))
+            scale = kernel.diagonal()
+        else:
+            state = self.model.start()
+            n_free = self.model.free_jacobian.shape[1]
+            n, o = penalized.shape[1], penalized.shape[2]
+            pulled = self.features.transposed_dot(penalized.transpose(0, 1).reshape(n, -1))
+            pulled = pulled.reshape(pulled.shape[0], -1, o).transpose(0, 1).flatten(1)
+            total = pulled + self.ridge[:, None] * state[:, n_free:, 0]
+            whole = torch.sqrt((total**2).sum() + (free**2).sum())
+            scale = self.features.diagonal()
+        per_row = (penalized**2).sum((0, 2)) * scale
+        per_row = per_row + ((blocks @ self.model.free_jacobian) ** 2).sum((0, 2))
+        return float(whole), torch.sqrt(per_row)
+
+
+def stationarity(problem):
+    """Return the gradient at the fitted parameters in units of one typical row's."""
+    total, per_row = problem.gradient_norms()
+    counted = per_row[per_row > 0]
+    if total == 0.0:
+        return 0.0
+    if len(counted) == 0:
+        return float("inf")
+    return total / float(counted.median())
+
+
+def minimise(problem, state, z):
+    """Run damped Newton steps to the optimum of a problem.
+
+    Parameters
+    ----------
+    problem : TrainingProblem
+    state : (G, D, 1) tensor or None
+        Where to start; None takes one undamped step from the outputs alone.
+    z : (n, C) tensor
+        Outputs at the start.
+
+    Returns
+    -------
+    state, z, curvature : tensors and Curvature at the optimum
+    converged : bool
+    """
+    curvature = problem.curvature(z)
+    design = curvature.design(problem.features)
+    if state is None:
+        state, z = _step_from_outputs(problem, curvature, design, z)
+        if not problem.model.loss.quadratic:
+            curvature = problem.curvature(z)
+    ridge = problem.ridge[:, None, None]
+    previous = torch.inf
+    for _ in range(_MAX_STEPS):
+        output_gradient = problem.model.loss.weighted_gradient(problem.y, z, problem.weights)
+        blocks = problem.layout.to_blocks(output_gradient).unsqueeze(-1)
+        gradient = curvature.sum_gradients(blocks) + curvature.ridge_gradient(state, ridge)
+        step = -curvature.solve(gradient)
+        dz = problem.output_change(curvature, design, step)[:, 0]
+        moved = float((dz.abs() / (1.0 + z.abs())).max())
+        if not moved < torch.inf:
+            return state, z, curvature, False
+        at_floor = moved <= _LOOSE and moved > 0.5 * previous
+        if moved <= _TIGHT or at_floor:
+            z = z + dz
+            return state + step, z, curvature.refresh(problem.expand(z)), True
+        size = _line_search(problem, curvature, state, z, step, dz, gradient)
+        if size == 0.0:
+            return state, z, curvature, moved <= _LOOSE
+        state, z, previous = state + size * step, z + size * dz, moved
+        if not problem.model.loss.quadratic:
+            curvature = problem.curvature(z)
+    return state, z, curvature, False
+
+
+def _step_from_outputs(problem, curvature, design, z):
+    """Return the minimum of the quadratic model at z, which needs the outputs alone."""
+    expansion = curvature.expansion
+    linear = problem.layout.to_blocks(z - problem.offset).unsqueeze(-1)
+    target = expansion.root @ (expansion.root.mT @ linear) - expansion.gradient.unsqueeze(-1)
+    state = curvature.solve(curvature.sum_gradients(target))
+    return state, problem.output_change(curvature, design, state)[:, 0] + problem.offset
+
+
+def _line_search(problem, curvature, state, z, step, dz, gradient):
+    """Return the largest tried step size that lowers the objective enough."""
+    loss, y = problem.model.loss, problem.y
+    weights = problem.weights if problem.weights.ndim == 2 else problem.weights[:, None]
+    descent = float((curvature.dual_vector(gradient) * step).sum())
+    ridge = problem.ridge[:, None, None]
+    covector = curvature.dual_vector(curvature.ridge_gradient(step, ridge))
+    along, square = float((covector * state).sum()), float((covector * step).sum())
+    size = 1.0
+    while size > 1e-10:
+        if loss.in_domain(z + size * dz):
+            change = float((weights * loss.change_terms(y, z, size * dz)).sum())
+            change += size * along + 0.5 * size**2 * square
+            if change <= 1e-4 * size * descent:
+                return size
+        size *= 0.5
+    return 0.0
+
+
+def polish(problem):
+    """Return the state and outputs of the objective's optimum near the fitted parameters.
+
+    Returns
+    -------
+    state, z : tensors
+    curvature : Curvature at z
+    """
+    z = problem.model.outputs(problem.features)
+    start = problem.model.start() if problem.form is PrimalCurvature else None
+    if problem.form is DualCurvature and float(problem.ridge.min()) <= 0:
+        raise SingularCurvatureError("The dual form needs a positive ridge.")
+    fitted = problem.model.loss.in_domain(z)
+    if not fitted:
+        raise SingularCurvatureError(
+            f"The fitted {type(problem.model.estimator).__name__} gives outputs that its loss "
+            "cannot take. Fit it to convergence first."
+        )
+    state, optimum, curvature, converged = minimise(problem, start, z)
+    if converged:
+        return state, optimum, curvature
+    warnings.warn(
+        f"No minimum of the objective of {type(problem.model.estimator).__name__} was found near "
+        "its fitted parameters (separable classes without a penalty have none). Effects are those "
+        "of one step from the parameters as fitted; give the model a ridge to make them those of a "
+        "refit.",
+        NotStationaryWarning,
+        stacklevel=2,
+    )
+    curvature = problem.curvature(z)
+    if start is None:
+        start, _ = _step_from_outputs(problem, curvature, curvature.design(problem.features), z)
+    return start, z, curvature

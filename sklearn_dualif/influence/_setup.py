@@ -1,0 +1,116 @@
+"""From a fitted model and its rows to the engine that answers: which form, which ridge."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ..curvature import DualCurvature, PrimalCurvature
+from ..exceptions import MemoryLimitError, UnsupportedOptionError
+from ._engine import InfluenceEngine
+from ._problem import TrainingProblem
+
+
+class _Cost(NamedTuple):
+    form: type
+    size: int
+    flops: float
+    bytes: float
+
+
+def build_problem(model, X, y, sample_weight, solver, memory_limit, damping=None):
+    """Return the `TrainingProblem` of a fitted model on rows, in the cheaper form that fits.
+
+    Parameters
+    ----------
+    model : ModelFunction
+    X, y : array-like
+        As the outermost estimator takes them.
+    sample_weight : (n,) array
+    solver : {"auto", "primal", "dual"}
+    memory_limit : int
+        Bytes.
+    damping : float or None
+        Ridge that replaces the model's own in the curvature.
+    """
+    features = model.features(X)
+    targets = model.targets.encode(y)
+    weights = model.targets.weigh(y, sample_weight)
+    ridge = model.penalty.ridge(sample_weight, model.n_factors)
+    shares = model.penalty.shares(sample_weight)
+    curvature_ridge = ridge if damping is None else torch.full_like(ridge, damping)
+    if damping is not None and shares is not None:
+        shares = shares * damping / float(ridge[0]) if damping else None
+    form = choose_form(model, features, curvature_ridge, solver, memory_limit)
+    problem = TrainingProblem(model, features, targets, weights, ridge, shares, form)
+    return problem, None if damping is None else curvature_ridge
+
+
+def build_engine(problem, damping, *, order, batch_size, frozen):
+    """Return the `InfluenceEngine` of a problem."""
+    return InfluenceEngine(
+        problem, damping=damping, order=order, batch_size=batch_size, frozen=frozen
+    )
+
+
+def choose_form(model, features, ridge, solver, memory_limit):
+    """Return `PrimalCurvature` or `DualCurvature` by counted work within ``memory_limit``."""
+    name = type(model.estimator).__name__
+    n, d = features.shape
+    has_primal, has_dual = np.isfinite(d), bool((ridge > 0).all())
+    if solver == "primal" and not has_primal:
+        raise UnsupportedOptionError(
+            f"solver='primal' needs parameters, and those of {name} are one coefficient a row. "
+            "Use solver='dual' or 'auto'."
+        )
+    if solver == "dual" and not has_dual:
+        raise UnsupportedOptionError(
+            f"solver='dual' needs a positive ridge; {name} has ridge {float(ridge.min()):g}. Use "
+            "solver='primal', or set ridge to a positive value."
+        )
+    costs = _costs(model, n, d, len(ridge))
+    allowed = {"primal": has_primal and solver != "dual", "dual": has_dual and solver != "primal"}
+    candidates = [costs[key] for key in allowed if allowed[key]]
+    fitting = [cost for cost in candidates if cost.bytes <= memory_limit]
+    if not fitting:
+        raise MemoryLimitError(_shortage(name, candidates, costs, allowed, memory_limit))
+    return min(fitting, key=lambda cost: cost.flops).form
+
+
+def _costs(model, n, d, factors):
+    layout = model.layout
+    outputs = layout.selector.shape[1]
+    rank = layout.n_coordinates if layout.n_coordinates == outputs else 1
+    dual_size = n * rank
+    costs = {
+        "dual": _Cost(
+            DualCurvature,
+            dual_size,
+            2.0 * n * n * min(d, n) + 3.0 * factors * dual_size**3,
+            8.0 * (n * n + 4.0 * factors * dual_size**2),
+        )
+    }
+    if np.isfinite(d):
+        size = d * outputs + model.free_jacobian.shape[1]
+        costs["primal"] = _Cost(
+            PrimalCurvature,
+            size,
+            factors * (n * d * d * outputs * (outputs + 1.0) + 2.0 * n * size**2 + 3.0 * size**3),
+            8.0 * factors * 5.0 * size**2,
+        )
+    return costs
+
+
+def _shortage(name, candidates, costs, allowed, limit):
+    best = min(candidates, key=lambda cost: cost.bytes)
+    other = [cost for key, cost in costs.items() if not allowed[key] and cost.bytes <= limit]
+    remedy = "Raise memory_limit, or use fewer rows or features"
+    if other:
+        other_name = other[0].form.name
+        remedy = f"solver={other_name!r} ({other[0].size} x {other[0].size}) would fit" + (
+            " with a positive ridge" if other_name == "dual" else ""
+        )
+    return (
+        f"The {best.form.name} factorization of {name} is {best.size} x {best.size} and needs about "
+        f"{best.bytes / 1e9:.3g} GB; memory_limit allows {limit / 1e9:.3g} GB. {remedy}."
+    )

@@ -1,0 +1,158 @@
+"""Features of rows whose outputs are linear in the parameters.
+
+All models here share one kernel between their penalised outputs: ``k(x, x') = x . x'`` for the
+linear ones, the model's own for the kernel ones. The Jacobian of a row is then the Kronecker
+product of its features with a fixed (k, k) pattern of outputs, and is never formed.
+"""
+
+import numpy as np
+import torch
+from scipy import sparse
+
+_BLOCK_BYTES = 32 * 2**20
+
+
+def as_tensor(array):
+    """Return a float64 tensor, sharing memory with a writeable float64 array."""
+    array = np.asarray(array, dtype=np.float64)
+    if not array.flags.writeable or any(s < 0 for s in array.strides):
+        array = array.copy()
+    return torch.from_numpy(array)
+
+
+class LinearFeatures:
+    """Rows of a design matrix, dense or scipy sparse, with an optional penalised constant column.
+
+    Parameters
+    ----------
+    X : (n, d) array or scipy sparse matrix
+        Kept as it is: sparse matrices are never made dense as a whole.
+    constant : float or None
+        Value of a constant column appended to ``X``, for models that penalise their intercept.
+    """
+
+    def __init__(self, X, constant=None):
+        self.constant = constant
+        if sparse.issparse(X):
+            X = X.tocsr().astype(np.float64, copy=False)
+            if constant is not None:
+                column = np.full((X.shape[0], 1), constant)
+                X = sparse.hstack([X, sparse.csr_array(column)], format="csr")
+            self.matrix = X
+        else:
+            X = as_tensor(X)
+            if constant is not None:
+                X = torch.cat([X, torch.full((len(X), 1), float(constant), dtype=X.dtype)], 1)
+            self.matrix = X
+
+    @property
+    def is_sparse(self):
+        """Whether the rows are kept as a scipy sparse matrix."""
+        return sparse.issparse(self.matrix)
+
+    @property
+    def shape(self):
+        """Number of rows and of features, the constant column included."""
+        return tuple(self.matrix.shape)
+
+    def _with(self, matrix):
+        rows = object.__new__(LinearFeatures)
+        rows.constant, rows.matrix = self.constant, matrix
+        return rows
+
+    def take(self, rows):
+        """Return the features of some rows (a slice, positions or a mask)."""
+        index = rows if isinstance(rows, slice) or not self.is_sparse else np.asarray(rows)
+        return self._with(self.matrix[index])
+
+    def dot(self, columns):
+        """Return ``X @ columns`` for (d, m) columns."""
+        if self.is_sparse:
+            return torch.from_numpy(np.ascontiguousarray(self.matrix @ columns.numpy()))
+        return self.matrix @ columns
+
+    def transposed_dot(self, columns):
+        """Return ``X.T @ columns`` for (n, m) columns."""
+        if self.is_sparse:
+            return torch.from_numpy(np.ascontiguousarray(self.matrix.T @ columns.numpy()))
+        return self.matrix.T @ columns
+
+    def dense(self):
+        """Return the rows as a dense (n, d) tensor."""
+        return torch.from_numpy(self.matrix.toarray()) if self.is_sparse else self.matrix
+
+    def gram(self, other):
+        """Return the kernel block ``X @ other.T`` (n, n')."""
+        if self.is_sparse and other.is_sparse:
+            product = self.matrix @ other.matrix.T
+            return torch.from_numpy(product.toarray())
+        if self.is_sparse:
+            return self.dot(other.matrix.T)
+        if other.is_sparse:
+            return other.dot(self.matrix.T).T
+        return self.matrix @ other.matrix.T
+
+    def diagonal(self):
+        """Return the squared norms of the rows, (n,)."""
+        if self.is_sparse:
+            squares = self.matrix.multiply(self.matrix).sum(axis=1)
+            return torch.from_numpy(np.asarray(squares, dtype=np.float64).ravel())
+        return torch.linalg.vecdot(self.matrix, self.matrix)
+
+    def column_means(self):
+        """Return the mean row of dense features; zeros for sparse ones, which stay uncentred."""
+        if self.is_sparse:
+            return torch.zeros(self.shape[1], dtype=torch.float64)
+        return self.matrix.mean(0)
+
+    def weighted_gram(self, weights, center):
+        """Return ``sum_i weights_i (x_i - center)(x_i - center)^T`` (d, d).
+
+        Sparse features must be given a zero center.
+        """
+        if self.is_sparse:
+            scaled = sparse.diags_array(weights.numpy()) @ self.matrix
+            return torch.from_numpy((self.matrix.T @ scaled).toarray())
+        result = torch.zeros(self.shape[1], self.shape[1], dtype=torch.float64)
+        for rows in self.blocks(self.shape[1]):
+            block = self.matrix[rows] - center
+            result.addmm_(block.T, block * weights[rows, None])
+        return result
+
+    def blocks(self, width):
+        """Yield slices of rows such that (rows, width) doubles stay within a few megabytes."""
+        n = self.shape[0]
+        step = max(1, min(n, _BLOCK_BYTES // (8 * max(width, 1))))
+        for start in range(0, n, step):
+            yield slice(start, min(n, start + step))
+
+
+class KernelFeatures:
+    """Rows known through a kernel alone.
+
+    Parameters
+    ----------
+    rows : array-like
+        The rows, or for a precomputed kernel their block with the training rows.
+    kernel : callable
+        ``kernel(rows, others)`` returns the (n, n') block between two sets of rows.
+    """
+
+    is_sparse = False
+
+    def __init__(self, rows, kernel):
+        self.rows = rows
+        self.kernel = kernel
+
+    @property
+    def shape(self):
+        """Number of rows; the number of features of a kernel is unbounded."""
+        return self.rows.shape[0], float("inf")
+
+    def take(self, rows):
+        """Return the features of some rows (a slice, positions or a mask)."""
+        return KernelFeatures(self.rows[rows], self.kernel)
+
+    def gram(self, other):
+        """Return the kernel block (n, n') with other rows."""
+        return as_tensor(self.kernel(self.rows, other.rows))

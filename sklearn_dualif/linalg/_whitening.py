@@ -1,0 +1,98 @@
+r"""Whitening maps of a ridge-regularised Hessian with unpenalised parameters.
+
+Let ``H = N + rho diag(0_f, I_p)`` with ``N`` positive semidefinite, the ``f`` unpenalised
+parameters first. A whitening is a matrix ``T`` with ``H^+ = T T^T``. In spectral form its columns
+also diagonalise the penalised Schur complement, so that lowering the ridge by ``tau`` only rescales
+them:
+
+.. math:: (H - \tau\,\mathrm{diag}(0, I))^{-1} = T\,\mathrm{diag}(1 - \tau/\mu)^{-1} T^\top .
+"""
+
+from typing import NamedTuple
+
+import torch
+
+_CONDITION_LIMIT = 1e9
+
+
+class Whitening(NamedTuple):
+    """``H^+ = T T^T``.
+
+    Attributes
+    ----------
+    map : (P, r) tensor
+        ``T``.
+    inverse_spectrum : (r,) tensor or None
+        ``1 / mu``, 0 for the unpenalised columns; None where ``T`` is not in spectral form.
+    """
+
+    map: torch.Tensor
+    inverse_spectrum: torch.Tensor | None
+
+
+def whiten_hessian(data_hessian, ridge, n_free, *, spectral):
+    """Whiten from the data part ``N`` (P, P) of the Hessian by Cholesky.
+
+    Returns None where the matrix is singular or so ill-conditioned that forming it has already
+    lost the digits; `whiten_triangle` then serves.
+    """
+    hessian = data_hessian.clone()
+    hessian.diagonal()[n_free:] += ridge
+    scale = torch.sqrt(hessian.diagonal())
+    if not bool((scale > 0).all()):
+        return None
+    lower, info = torch.linalg.cholesky_ex(hessian / scale[:, None] / scale)
+    if int(info) != 0:
+        return None
+    eye = torch.eye(len(scale), dtype=hessian.dtype, device=hessian.device)
+    inverse = torch.linalg.solve_triangular(lower, eye, upper=False)
+    if not float((inverse**2).sum()) < _CONDITION_LIMIT:
+        return None
+    if not spectral:
+        return Whitening(inverse.T / scale[:, None], None)
+    upper = lower.T * scale
+    return _spectral(upper, 0.0, n_free, len(scale))
+
+
+def append_rows(upper, rows):
+    """Return the triangle of a QR factorization after ``rows`` joined those behind ``upper``."""
+    stacked = rows if upper is None else torch.cat([upper, rows])
+    return torch.linalg.qr(stacked, mode="r").R
+
+
+def whiten_triangle(upper, ridge, n_free, n_rows):
+    """Whiten from a triangle ``R`` with ``N = R^T R``: as accurate as the rows themselves.
+
+    Directions without data and without penalty are left out: the pseudo-inverse that gives the
+    least-norm solution.
+    """
+    missing = upper.shape[1] - upper.shape[0]
+    if missing > 0:
+        upper = torch.cat([upper, upper.new_zeros(missing, upper.shape[1])])
+    return _spectral(upper, ridge, n_free, n_rows)
+
+
+def _spectral(upper, ridge, n_free, n_rows):
+    """Eliminate the free parameters and diagonalise what is left."""
+    free, cross, penalized = (
+        upper[:n_free, :n_free],
+        upper[:n_free, n_free:],
+        upper[n_free:, n_free:],
+    )
+    _, sigma, vt = torch.linalg.svd(penalized, full_matrices=False)
+    spectrum = sigma**2 + ridge
+    if ridge == 0 and len(sigma):
+        tolerance = torch.finfo(sigma.dtype).eps * max(n_rows, upper.shape[1]) * upper.abs().max()
+        keep = sigma > tolerance
+        vt, spectrum = vt[keep], spectrum[keep]
+    columns = vt.T / torch.sqrt(spectrum)
+    blocks = torch.zeros(upper.shape[1], n_free + columns.shape[1], dtype=upper.dtype)
+    blocks[n_free:, n_free:] = columns
+    if n_free:
+        u, s, wt = torch.linalg.svd(free)
+        inverse = torch.where(s > s[0] * 1e-13, 1.0 / s, torch.zeros_like(s)) if s[0] > 0 else 0 * s
+        free_map = wt.T * inverse
+        blocks[:n_free, :n_free] = free_map
+        blocks[:n_free, n_free:] = -free_map @ (u.T @ (cross @ columns))
+    inverse_spectrum = torch.cat([spectrum.new_zeros(n_free), 1.0 / spectrum])
+    return Whitening(blocks, inverse_spectrum)

@@ -1,0 +1,91 @@
+"""Estimators around an estimator: pipelines, frozen models, searches."""
+
+from sklearn import get_config
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection._search import BaseSearchCV
+from sklearn.pipeline import Pipeline
+from sklearn.utils.metadata_routing import process_routing
+
+from ..exceptions import UnsupportedOptionError
+from ._registry import as_model_function, inner_estimator, ridge_parameters
+
+
+@inner_estimator.register(Pipeline)
+def _(estimator):
+    return estimator.steps[-1][1]
+
+
+@inner_estimator.register(FrozenEstimator)
+def _(estimator):
+    return estimator.estimator
+
+
+@inner_estimator.register(BaseSearchCV)
+def _(estimator):
+    return getattr(estimator, "best_estimator_", estimator.estimator)
+
+
+@as_model_function.register(Pipeline)
+def _(estimator):
+    model = as_model_function(estimator.steps[-1][1])
+    return model.after(estimator[:-1]) if len(estimator.steps) > 1 else model
+
+
+@as_model_function.register(FrozenEstimator)
+@as_model_function.register(BaseSearchCV)
+def _(estimator):
+    return as_model_function(inner_estimator(estimator))
+
+
+@ridge_parameters.register(BaseSearchCV)
+def _(estimator, ridge, n_rows, total_weight):
+    raise UnsupportedOptionError(
+        f"ridge={ridge!r} cannot be set on {type(estimator).__name__}, which chooses its own "
+        "hyperparameters. Wrap the plain estimator, or keep ridge='model'."
+    )
+
+
+def final_estimator(estimator):
+    """Return the estimator at the end of all wrappers."""
+    inner = inner_estimator(estimator)
+    while inner is not None:
+        estimator, inner = inner, inner_estimator(inner)
+    return estimator
+
+
+def is_frozen(estimator):
+    """Tell whether the final estimator is inside a FrozenEstimator and so never refitted."""
+    while estimator is not None:
+        if isinstance(estimator, FrozenEstimator):
+            return True
+        estimator = inner_estimator(estimator)
+    return False
+
+
+def tunable_estimator(estimator):
+    """Return the object whose penalty a ridge sets: the final estimator, or a search around it."""
+    while isinstance(estimator, Pipeline):
+        estimator = inner_estimator(estimator)
+    return estimator
+
+
+def final_fit_params(estimator, fit_params):
+    """Return those fit parameters that reach the ``fit`` of the final estimator."""
+    inner = inner_estimator(estimator)
+    if inner is None:
+        return fit_params
+    if isinstance(estimator, Pipeline):
+        name = estimator.steps[-1][0]
+        if get_config()["enable_metadata_routing"]:
+            routed = process_routing(estimator, "fit", **fit_params) if fit_params else {}
+            fit_params = routed[name].fit if name in routed else {}
+        else:
+            prefix = f"{name}__"
+            fit_params = {
+                key.removeprefix(prefix): value
+                for key, value in fit_params.items()
+                if key.startswith(prefix)
+            }
+    elif isinstance(estimator, BaseSearchCV) and get_config()["enable_metadata_routing"]:
+        fit_params = process_routing(estimator, "fit", **fit_params).estimator.fit
+    return final_fit_params(inner, fit_params)
