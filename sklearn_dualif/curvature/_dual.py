@@ -14,7 +14,7 @@ The gradient ``J^T S v`` is solved by the row coefficients ``S P v`` and the fre
 import torch
 
 from ..exceptions import SingularCurvatureError
-from ..linalg import symmetric_pseudo_inverse
+from ..linalg import inverse_from_cholesky, symmetric_pseudo_inverse
 from ._base import Curvature, _trace
 
 
@@ -62,7 +62,7 @@ class DualCurvature(Curvature):
                     f"The kernel matrix plus ridge {float(self.ridge[block]):.3g} is not positive "
                     "definite to working precision. Raise the ridge (alpha) of the wrapped model."
                 )
-            inverse = torch.cholesky_inverse(lower)
+            inverse = inverse_from_cholesky(lower)
             if self.n_free:
                 solved = inverse @ self.free_root[block]
                 small = symmetric_pseudo_inverse(self.free_root[block].T @ solved)
@@ -145,6 +145,10 @@ class DualCurvature(Curvature):
         """Return ``N vectors`` given ``P vectors``."""
         return self.free_inverse @ vectors - self.free_kernel @ projected
 
+    def _split_free_inverse(self):
+        """Return ``B^+`` as (Gs, f, n, q)."""
+        return self.free_inverse.view(len(self.root), self.n_free, self.n_rows, self.rank_per_row)
+
     def _from_root(self, vectors, shift=None):
         """Return the state that solves the gradient ``J^T S vectors``; (G, n q, m)."""
         projected = self._project(vectors, shift)
@@ -215,15 +219,16 @@ class DualCurvature(Curvature):
                 right = right + self._pulled_response(rows, columns)
             coefficient = torch.linalg.solve(kept, right.unsqueeze(-1)).squeeze(-1)
         none = torch.zeros(len(rows), dtype=torch.bool)
-        states = self._root_states(rows, coefficient, first_order)
+        shift = None if self.shares is None or first_order else self.shares[rows]
+        states = self._states_from_columns(rows, columns, coefficient, shift)
         return coefficient, self._own_outputs(rows, states), leverage, none
 
     def _hat_blocks(self, rows, columns):
         """Return the hat blocks ``[A P + B N]_ii`` (Gs, b, q, q) without forming ``I - rho P``."""
         blocks, q = columns.shape[0], columns.shape[3]
         left = self.weighted_kernel.view(blocks, self.n_rows, q, -1)[:, rows]
-        free_rows = self.free_root.view(blocks, self.n_rows, q, -1)[:, rows]
-        inverse = self.free_inverse.view(blocks, self.n_free, self.n_rows, q)[:, :, rows]
+        free_rows = self.free_root.view(blocks, self.n_rows, q, self.n_free)[:, rows]
+        inverse = self._split_free_inverse()[:, :, rows]
         response = torch.einsum("gbqj,gjbp->gbqp", left, columns)
         free = inverse - torch.einsum("gfj,gjbp->gfbp", self.free_kernel, columns)
         return response + torch.einsum("gbqf,gfbp->gbqp", free_rows, free)
@@ -242,22 +247,25 @@ class DualCurvature(Curvature):
         projected = torch.einsum("gjbq,gj->gbq", columns, flat)
         return -(scale * ridge)[..., None] * projected + scale[..., None] * coefficient[:, rows]
 
-    def _root_states(self, rows, coefficient, first_order):
-        blocks, b, q = coefficient.shape
-        vectors = torch.zeros(blocks, self.n_rows, q, b, dtype=torch.float64)
-        vectors[:, rows, :, torch.arange(b)] = coefficient.transpose(0, 1)
-        vectors = vectors.flatten(1, 2)
-        shift = None
+    def _states_from_columns(self, rows, columns, coefficient, shift):
+        """Return the states (G, D, b) of single removals from their columns of P(shift)."""
+        projected = (columns * coefficient[:, None]).sum(-1)
+        split = self._split_free_inverse()[:, :, rows]
+        free = (split * coefficient[:, None]).sum(-1)
         if self.shares is not None:
-            shift = None if first_order else self.shares[rows]
-            pull = self.expansion.coefficient.flatten(1, 2)[..., None] / self.ridge[:, None, None]
-            vectors = vectors - pull * self.shares[rows]
-        return self._from_root(vectors, shift)
+            flat = self.expansion.coefficient.flatten(1, 2)[..., None]
+            pull = flat / self.ridge[:, None, None] * self.shares[rows]
+            projected = projected - self._project(pull, shift)
+            free = free - self.free_inverse @ pull
+        free = free - self.free_kernel @ projected
+        return torch.cat([free, self._to_weights(projected)], 1)
 
     def removal_states(self, rows, leave_one_out, *, first_order=False):
         if not self.has_coefficients:
             return super().removal_states(rows, leave_one_out, first_order=first_order)
-        return self._root_states(rows, leave_one_out.coefficients[:, rows], first_order)
+        shift = None if self.shares is None or first_order else self.shares[rows]
+        columns = self._project_rows(rows, shift)
+        return self._states_from_columns(rows, columns, leave_one_out.coefficients[:, rows], shift)
 
     def _scores_by_one_solve(self, target, leave_one_out):
         if not self.has_coefficients:

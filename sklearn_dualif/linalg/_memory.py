@@ -3,8 +3,6 @@
 import os
 import re
 
-from ..exceptions import MemoryLimitError
-
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SHARE = 0.6
 
@@ -12,7 +10,7 @@ _SHARE = 0.6
 def parse_bytes(limit):
     """Return a memory limit in bytes from a number, a string like "4GB", or None (free share)."""
     if limit is None:
-        return int(_SHARE * available_bytes())
+        return int(_SHARE * _available_bytes())
     if isinstance(limit, str):
         match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)i?B?\s*", limit, flags=re.IGNORECASE)
         try:
@@ -29,7 +27,7 @@ def parse_bytes(limit):
     return int(value)
 
 
-def available_bytes():
+def _available_bytes():
     """Return the memory that the operating system says is free for new work."""
     try:
         with open("/proc/meminfo") as lines:
@@ -42,12 +40,3 @@ def available_bytes():
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     except (AttributeError, ValueError, OSError):
         return 4 * 10**9
-
-
-def require_bytes(needed, limit, what, remedy):
-    """Raise `MemoryLimitError` if ``needed`` bytes exceed ``limit``."""
-    if needed > limit:
-        raise MemoryLimitError(
-            f"{what} needs about {needed / 1e9:.3g} GB, more than memory_limit allows "
-            f"({limit / 1e9:.3g} GB). {remedy}"
-        )
