@@ -67,6 +67,11 @@ def each_form(cases):
     ]
 
 
+def last_form(cases):
+    """Return the same with one solver a case: the dual where there is one."""
+    return [pytest.param(case, forms(case)[-1], id=case.name) for case in cases]
+
+
 # Fits and refits
 
 

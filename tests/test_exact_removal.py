@@ -13,6 +13,7 @@ from helpers import (
     full,
     group,
     labels,
+    last_form,
     loo_models,
     losses,
     parameters,
@@ -22,7 +23,7 @@ from helpers import (
     shown,
     without,
 )
-from references import margin, prediction, refit_relabelled, rows_mask
+from references import margin, metric_loss, prediction, refit_relabelled, rows_mask
 from sklearn.base import is_classifier
 from sklearn.linear_model import LinearRegression
 
@@ -65,7 +66,7 @@ def test_exact_leave_one_out_is_the_refit(case, solver):
     assert relative(effects, all_losses(case)) < tolerance(case)
 
 
-@pytest.mark.parametrize(("case", "solver"), each_form(QUADRATIC + REFINED))
+@pytest.mark.parametrize(("case", "solver"), last_form(QUADRATIC + REFINED))
 def test_transform_is_the_change_of_the_prediction(case, solver):
     model = full(case)
     z = model.outputs(case.X_query)
@@ -76,7 +77,7 @@ def test_transform_is_the_change_of_the_prediction(case, solver):
     assert relative(effects, expected) < tolerance(case)
 
 
-@pytest.mark.parametrize(("case", "solver"), each_form(CLASSIFIERS))
+@pytest.mark.parametrize(("case", "solver"), last_form(CLASSIFIERS))
 def test_margin_is_that_of_the_given_class(case, solver):
     def of(model):
         return margin(model, model.outputs(case.X_query), case.y_query)
@@ -126,15 +127,11 @@ def test_leave_one_out_probabilities_are_those_of_the_refits(case, solver):
 
 @pytest.mark.parametrize(("case", "solver"), each_form(QUADRATIC + REFINED))
 def test_leave_one_out_loss_is_that_of_the_refits(case, solver):
-    models = enumerate(loo_models(case))
     y = frozen(case).y
-    expected = [
-        losses_of_row[row]
-        for row, losses_of_row in ((row, losses(model, case.X, y)) for row, model in models)
-    ]
+    own = [metric_loss(m, m.fitted_outputs(), y)[row] for row, m in enumerate(loo_models(case))]
     influence = fitted(case, solver, order="exact")
-    assert relative(influence.loo_loss_, np.array(expected)) < tolerance(case)
-    rise = influence.loo_loss_ - losses(full(case), case.X, y)
+    assert relative(influence.loo_loss_, np.array(own)) < tolerance(case)
+    rise = np.array(own) - metric_loss(full(case), full(case).fitted_outputs(), y)
     assert relative(influence.self_influence_, rise) < tolerance(case)
 
 
@@ -145,54 +142,51 @@ def order_of(case):
     return "newton" if case.quadratic else "exact"
 
 
-@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("case", "solver"), each_form(QUADRATIC + REFINED))
-def test_group_effect_is_that_of_the_refit(case, solver, size):
-    influence, rows, order = fitted(case, solver), group(case, size), order_of(case)
-    before, after = full(case), without(case, size)
-    expected = losses(after, case.X_query, case.y_query) - losses(
-        before, case.X_query, case.y_query
-    )
-    effects = influence.removal_effect(rows, case.X_query, case.y_query, order=order)
-    assert relative(effects, expected) < tolerance(case)
-    on_training = losses(after, case.X, case.y) - losses(before, case.X, case.y)
-    effects = influence.removal_effect(rows, order=order)
-    assert relative(effects, on_training) < tolerance(case)
+def test_group_effect_is_that_of_the_refit(case, solver):
+    influence, order = fitted(case, solver), order_of(case)
+    for size in SIZES:
+        rows, after = group(case, size), without(case, size)
+        for X, y in ((case.X_query, case.y_query), (case.X, case.y)):
+            expected = losses(after, X, y) - losses(full(case), X, y)
+            effects = influence.removal_effect(rows, X, y, order=order)
+            assert relative(effects, expected) < tolerance(case), size
+    on_training = influence.removal_effect(rows, order=order)
+    np.testing.assert_allclose(on_training, effects, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("case", "solver"), each_form(QUADRATIC + REFINED))
-def test_group_output_change_is_that_of_the_refit(case, solver, size):
-    influence, rows, order = fitted(case, solver), group(case, size), order_of(case)
-    expected = response(without(case, size), case.X_query) - response(full(case), case.X_query)
-    change = influence.output_change(rows, case.X_query, order=order)
-    assert relative(change, expected) < tolerance(case)
-    expected = response(without(case, size), case.X) - response(full(case), case.X)
+def test_group_output_change_is_that_of_the_refit(case, solver):
+    influence, order = fitted(case, solver), order_of(case)
+    for size in SIZES:
+        rows, after = group(case, size), without(case, size)
+        expected = response(after, case.X_query) - response(full(case), case.X_query)
+        change = influence.output_change(rows, case.X_query, order=order)
+        assert relative(change, expected) < tolerance(case), size
+    expected = response(after, case.X) - response(full(case), case.X)
     assert relative(influence.output_change(rows, order=order), expected) < tolerance(case)
 
 
-@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("case", "solver"), each_form(QUADRATIC + REFINED))
-def test_group_parameter_change_is_that_of_the_refit(case, solver, size):
-    influence, rows = fitted(case, solver), group(case, size)
-    expected = parameters(without(case, size)) - parameters(full(case))
-    change = influence.parameter_change(rows, order=order_of(case))
+def test_group_parameter_change_is_that_of_the_refit(case, solver):
+    influence = fitted(case, solver)
+    for size in SIZES:
+        expected = parameters(without(case, size)) - parameters(full(case))
+        change = influence.parameter_change(group(case, size), order=order_of(case))
+        assert relative(change, expected) < tolerance(case), size
     assert change.shape == (influence.n_parameters_,)
     assert len(influence.parameter_names_) == influence.n_parameters_
-    assert relative(change, expected) < tolerance(case)
 
 
-@pytest.mark.parametrize("size", [2, None])
 @pytest.mark.parametrize(("case", "solver"), each_form(QUADRATIC + REFINED))
-def test_unlearned_model_predicts_as_the_refit(case, solver, size):
-    influence, rows = fitted(case, solver), group(case, size)
-    model = influence.unlearn(rows, order=order_of(case))
+def test_unlearned_model_predicts_as_the_refit(case, solver):
+    rows, refit = case.third(), without(case, None)
+    model = fitted(case, solver).unlearn(rows, order=order_of(case))
     assert type(model) is type(case.estimator)
-    expected = response(without(case, size), case.X_query)
+    expected = response(refit, case.X_query)
     assert relative(shown(model, case.X_query), expected) < tolerance(case)
     if is_classifier(model):
-        z = without(case, size).outputs(case.X_query)
-        expected = labels(without(case, size), z)
+        expected = labels(refit, refit.outputs(case.X_query))
         np.testing.assert_array_equal(model.predict(case.X_query), expected)
 
 
@@ -223,7 +217,7 @@ def test_a_group_of_one_is_the_column_of_that_row(case, solver):
         matrix = influence.influence(case.X_query, case.y_query, order=order)
         for row in (1, case.n_rows - 1):
             alone = influence.removal_effect([row], case.X_query, case.y_query, order=order)
-            assert np.abs(alone - matrix[:, row]).max() < 1e-10 * np.abs(matrix).max(), order
+            assert np.abs(alone - matrix[:, row]).max() <= 1e-10 * np.abs(matrix).max(), order
 
 
 # Other targets
@@ -235,9 +229,7 @@ def other_targets(case, rows):
     y = reference.y[rows]
     if reference.classes is None:
         return y + 1.5
-    return reference.classes[
-        (np.searchsorted(reference.classes, y) + 1) % len(reference.classes)
-    ]
+    return reference.classes[(np.searchsorted(reference.classes, y) + 1) % len(reference.classes)]
 
 
 @pytest.mark.parametrize("size", [1, None])

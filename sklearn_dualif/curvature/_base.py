@@ -32,12 +32,15 @@ class LeaveOneOut(NamedTuple):
         Trace of the hat matrix block of each row.
     degenerate : (n,) bool tensor
         Rows that alone determine a direction of the parameters (leverage 1 without a ridge).
+    spread : (n,) tensor
+        ``r_i^T Q_ii r_i``: squared length of each row's first-order removal in the Hessian's norm.
     """
 
     coefficients: torch.Tensor
     own: torch.Tensor
     leverage: torch.Tensor
     degenerate: torch.Tensor
+    spread: torch.Tensor
 
 
 class Curvature(ABC):
@@ -153,6 +156,22 @@ class Curvature(ABC):
             values = values + (self.free @ state[:, : self.n_free])[:, None]
         return values
 
+    def output_changes(self, design, state):
+        """Return the latent outputs of rows under states, (n, m, C)."""
+        weights, layout, m = self.weights_of(state), self.layout, state.shape[2]
+        if layout.basis.shape == (1, 1):
+            flat = weights[:, :, 0].permute(1, 2, 0)
+        else:
+            outward = layout.basis @ layout.selector
+            flat = torch.einsum("co,gdom->dmgc", outward, weights)
+        flat = flat.reshape(self.width, -1)
+        values = design @ flat if torch.is_tensor(design) else design.dot(flat)
+        values = values.reshape(-1, m, layout.n_outputs)
+        if self.n_free:
+            shifts = (layout.basis @ self.free) @ state[:, : self.n_free]
+            values += shifts.permute(2, 0, 1).reshape(m, -1)
+        return values
+
     def ridge_gradient(self, state, ridge):
         """Return the gradient of ``ridge ||weights||^2 / 2`` at a state; one ridge a column."""
         gradient = state * ridge
@@ -170,20 +189,17 @@ class Curvature(ABC):
             self._leave_out_block(rows, first_order)
             for rows in torch.arange(self.n_rows).split(self._rows_per_block())
         ]
-        coefficients, own, leverage, degenerate = zip(*parts, strict=True)
+        coefficients, own, *rest = zip(*parts, strict=True)
         result = LeaveOneOut(
-            torch.cat(coefficients, 1),
-            torch.cat(own, 1),
-            torch.cat(leverage),
-            torch.cat(degenerate),
+            torch.cat(coefficients, 1), torch.cat(own, 1), *(torch.cat(part) for part in rest)
         )
         if bool(result.degenerate.any()) and not first_order:
             rows = torch.nonzero(result.degenerate)[:, 0]
             states = self.removal_states(rows, result)
-            result.own[:, rows] = self._own_outputs(rows, states)
+            result.own[:, rows] = self.own_outputs(rows, states)
         return result
 
-    def _own_outputs(self, rows, states):
+    def own_outputs(self, rows, states):
         """Return J_i state_i of each row under its own state: (G, b, k)."""
         weights = self.weights_of(states)
         values = torch.einsum("nd,gdon->gno", self.row_design(rows), weights)
@@ -196,24 +212,28 @@ class Curvature(ABC):
         root = self.expansion.root[:, rows]
         gradient = self.expansion.gradient[:, rows]
         quadratics = self.row_quadratics(rows)
-        leverage = _trace(root.mT @ quadratics @ root).sum(0) * self._outputs_per_factor()
+        hat = _sandwich(root, quadratics)
+        leverage = _trace(hat).sum(0) * self._outputs_per_factor()
+        first = _apply(quadratics, gradient)
+        spread = (first * gradient).sum((0, 2))
         pull = 0.0
-        shift = None
         if self.shares is not None:
             shift = None if first_order else self.shares[rows]
             moved = self.solve(self._pull(self.shares[rows]), shift)
-            pull = self._own_outputs(rows, moved)
+            pull = self.own_outputs(rows, moved)
             if not first_order:
                 quadratics = self.row_quadratics(rows, shift)
-        own = _apply(quadratics, gradient) + pull
+                first = _apply(quadratics, gradient)
+                hat = _sandwich(root, quadratics)
+        own = first + pull
         degenerate = torch.zeros(own.shape[1], dtype=torch.bool)
         if first_order:
-            return gradient, own, leverage, degenerate
-        hat = root.mT @ quadratics @ root
+            return gradient, own, leverage, degenerate, spread
         inverse, null = _complement_inverse(hat, may_vanish=bool((self.ridge == 0).any()))
         coefficients = gradient + _apply(root, _apply(inverse, _apply(root.mT, own)))
         degenerate = null.any(0)
-        return coefficients, _apply(quadratics, coefficients) + pull, leverage, degenerate
+        own = _apply(quadratics, coefficients) + pull
+        return coefficients, own, leverage, degenerate, spread
 
     def removal_states(self, rows, leave_one_out, *, first_order=False):
         """Return the state of each single removal of ``rows``, (G, D, b)."""
@@ -315,7 +335,16 @@ class Curvature(ABC):
 
 def _apply(matrices, vectors):
     """Return matrices (Gs, b, p, q) times vectors (G, b, q)."""
+    if matrices.shape[-2:] == (1, 1):
+        return matrices[..., 0] * vectors
     return (matrices @ vectors.unsqueeze(-1)).squeeze(-1)
+
+
+def _sandwich(root, quadratics):
+    """Return ``S^T Q S`` (Gs, b, q, q)."""
+    if root.shape[-2:] == (1, 1):
+        return root**2 * quadratics
+    return root.mT @ quadratics @ root
 
 
 def _trace(matrices):
@@ -332,7 +361,8 @@ def _complement_inverse(hat, *, may_vanish):
     eye = torch.eye(hat.shape[-1], dtype=hat.dtype)
     complement = eye - hat
     if not may_vanish:
-        return torch.linalg.inv(complement), torch.zeros(hat.shape[:2], dtype=torch.bool)
+        inverse = 1.0 / complement if hat.shape[-1] == 1 else torch.linalg.inv(complement)
+        return inverse, torch.zeros(hat.shape[:2], dtype=torch.bool)
     values, vectors = torch.linalg.eigh(complement)
     null = values < _DEGENERATE
     inverse = torch.where(null, 0.0, 1.0 / torch.where(null, 1.0, values))

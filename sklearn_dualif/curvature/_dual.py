@@ -15,7 +15,7 @@ import torch
 
 from ..exceptions import SingularCurvatureError
 from ..linalg import inverse_from_cholesky, symmetric_pseudo_inverse
-from ._base import Curvature, _trace
+from ._base import Curvature, _apply, _trace
 
 
 class DualCurvature(Curvature):
@@ -194,7 +194,7 @@ class DualCurvature(Curvature):
             unit = torch.zeros(len(self.root), len(rows), k, dtype=torch.float64)
             unit[:, :, coordinate] = 1.0
             solved = self.solve(self.row_gradients(rows, unit), shift)
-            columns.append(self._own_outputs(rows, solved))
+            columns.append(self.own_outputs(rows, solved))
         return torch.stack(columns, -1)
 
     def _leave_out_block(self, rows, first_order):
@@ -205,6 +205,7 @@ class DualCurvature(Curvature):
         hat = self._hat_blocks(rows, columns)
         leverage = _trace(hat).sum(0) * self._outputs_per_factor()
         coefficient = self.expansion.coefficient[:, rows]
+        spread = (coefficient * _apply(hat, coefficient)).sum((0, 2))
         if not first_order:
             shift = None if self.shares is None else self.shares[rows]
             ridge = self.ridge[:, None] if shift is None else self.ridge[:, None] - shift
@@ -221,7 +222,7 @@ class DualCurvature(Curvature):
         none = torch.zeros(len(rows), dtype=torch.bool)
         shift = None if self.shares is None or first_order else self.shares[rows]
         states = self._states_from_columns(rows, columns, coefficient, shift)
-        return coefficient, self._own_outputs(rows, states), leverage, none
+        return coefficient, self.own_outputs(rows, states), leverage, none, spread
 
     def _hat_blocks(self, rows, columns):
         """Return the hat blocks ``[A P + B N]_ii`` (Gs, b, q, q) without forming ``I - rho P``."""

@@ -57,11 +57,12 @@ class PrimalCurvature(Curvature):
         hessian[:f, :f] = free.T @ curvatures.sum(0) @ free
         penalized = selector.T @ curvatures @ selector
         main = torch.empty(d, outputs, d, outputs, dtype=torch.float64)
-        for a in range(outputs):
-            for b in range(a + 1):
-                product = self.features.weighted_gram(penalized[:, a, b], shift)
-                main[:, a, :, b] = product
-                main[:, b, :, a] = product
+        pairs = [(a, b) for a in range(outputs) for b in range(a + 1)]
+        first, second = (list(side) for side in zip(*pairs, strict=True))
+        grams = self.features.weighted_grams(penalized[:, first, second], shift)
+        for (a, b), gram in zip(pairs, grams, strict=True):
+            main[:, a, :, b] = gram
+            main[:, b, :, a] = gram
         hessian[f:, f:] = main.reshape(d * outputs, d * outputs)
         if f:
             mixed = (free.T @ curvatures @ selector).reshape(self.n_rows, -1)

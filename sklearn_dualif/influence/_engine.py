@@ -43,7 +43,7 @@ class InfluenceEngine:
         if damping is None:
             self.state, self.z, self.curvature = polish(problem)
         else:
-            self.z = self.model.outputs(problem.features)
+            self.z = problem.fitted_outputs
             self.curvature = problem.curvature(self.z, ridge=damping)
             self.state = self._fitted_state()
         self.curvature.anchor(self.state, problem.shares)
@@ -62,12 +62,11 @@ class InfluenceEngine:
         return start
 
     def _warn_if_far(self, frozen):
-        fitted = self.model.outputs(self.problem.features)
-        moved = self.problem.layout.to_blocks(self.z - fitted).unsqueeze(-1)
+        moved = self.z - self.problem.fitted_outputs
+        moved = self.problem.layout.to_blocks(moved).unsqueeze(-1)
         root = self.curvature.expansion.root
         distance = float(((root.mT @ moved) ** 2).sum())
-        first = self.leave_one_out("first")
-        typical = float((first.own * self.curvature.expansion.gradient).sum())
+        typical = float(self.leave_one_out(self.order).spread.sum())
         level = self.problem.layout.to_blocks(self.z).unsqueeze(-1)
         noise = 1e-12 * float(((root.mT @ level) ** 2).sum())
         if distance > _FAR * typical + noise:
@@ -100,11 +99,10 @@ class InfluenceEngine:
         """Return each row's own output change when it is removed, (n, C)."""
         result = self.leave_one_out(order)
         if order != "exact" or self.model.loss.quadratic:
-            return self.problem.layout.to_outputs(result.own.unsqueeze(-1))[:, 0]
+            return self.problem.layout.to_outputs(result.own)
         own = torch.empty_like(self.z)
         for rows, states in self._exact_states():
-            changes = self.curvature._own_outputs(rows, states).unsqueeze(-1)
-            own[rows] = self.problem.layout.to_outputs(changes)[:, 0]
+            own[rows] = self.problem.layout.to_outputs(self.curvature.own_outputs(rows, states))
         return own
 
     def _exact_states(self):
@@ -152,9 +150,7 @@ class InfluenceEngine:
         return self._shifted(design, self.state), design
 
     def _shifted(self, design, state):
-        return self.problem.output_change(self.curvature, design, state)[:, 0] + (
-            self.problem.offset
-        )
+        return self.curvature.output_changes(design, state)[:, 0] + (self.problem.offset)
 
     def query_blocks(self, n_queries, n_columns):
         """Yield slices of query rows whose output changes take a few tens of megabytes."""
@@ -184,7 +180,7 @@ class InfluenceEngine:
         for rows, states in self._removal_states(order):
             for queries in self.query_blocks(features.shape[0], len(rows)):
                 part = design[queries] if torch.is_tensor(design) else design.take(queries)
-                dz = self.problem.output_change(self.curvature, part, states)
+                dz = self.curvature.output_changes(part, states)
                 targets = None if y is None else y[queries]
                 yield queries, rows, self._effect(objective, order, z[queries], dz, targets)
 
@@ -242,13 +238,13 @@ class InfluenceEngine:
     def state_effect(self, state, features, y, objective, order):
         """Return the effect of a state change on each query's objective, (t,)."""
         z, design = self.outputs(features)
-        dz = self.problem.output_change(self.curvature, design, state)
+        dz = self.curvature.output_changes(design, state)
         return self._effect(objective, order, z, dz, y)[:, 0]
 
     def response_change(self, state, features, order):
         """Return the change of the outputs that a caller sees, (t, n_outputs)."""
         z, design = self.outputs(features)
-        dz = self.problem.output_change(self.curvature, design, state)[:, 0]
+        dz = self.curvature.output_changes(design, state)[:, 0]
         loss = self.model.loss
         if order == "first":
             shown = loss.response_slope(z) * dz

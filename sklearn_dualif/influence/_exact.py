@@ -31,7 +31,7 @@ def relabel_exactly(problem, curvature, state, z, start):
 
 def _from_start(problem, curvature, state, z, start):
     design = curvature.design(problem.features)
-    guess = z + problem.output_change(curvature, design, start)[:, 0]
+    guess = z + curvature.output_changes(design, start)[:, 0]
     if not problem.model.loss.in_domain(guess) or _objective_rises(problem, z, guess):
         start, guess = torch.zeros_like(start), z
     optimum, _, _, converged = minimise(problem, state + start, guess)
@@ -86,7 +86,7 @@ def _block_of_removals(problem, curvature, state, z, newton, rows):
             active,
         )
         # Measured on the row itself and on the spread of all others.
-        size = problem.output_change(curvature, design, step).abs().amax((0, 2))
+        size = curvature.output_changes(design, step).abs().amax((0, 2))
         scale = 1.0 + z.abs().max()
         bad = ~(size < 0.7 * previous[active]) & (size > _TIGHT * scale)
         at_floor = bad & (size < 1e-9 * scale)
@@ -103,7 +103,7 @@ def _block_of_removals(problem, curvature, state, z, newton, rows):
 
 def _kept_gradients(problem, curvature, design, state, z, states, rows, shares, active):
     """Return the gradients (G, D, m) of the objectives without each row, at state + states."""
-    moved = z[:, None] + problem.output_change(curvature, design, states[:, :, active])
+    moved = z[:, None] + curvature.output_changes(design, states[:, :, active])
     loss, y = problem.model.loss, problem.y
     gradient = loss.gradient(y.unsqueeze(1).expand(-1, len(active), *y.shape[1:]), moved)
     weights = problem.weights if problem.weights.ndim == 2 else problem.weights[:, None]
@@ -134,7 +134,7 @@ class _Downdate:
         rows = self.rows[active]
         shift = None if self.shares is None else self.shares[active]
         solution = self.curvature.solve(gradients, shift)
-        own = self.curvature._own_outputs(rows, solution).unsqueeze(-1)
+        own = self.curvature.own_outputs(rows, solution).unsqueeze(-1)
         root = self.root[:, active]
         pushed = (root @ (self.inverse[:, active] @ (root.mT @ own))).squeeze(-1)
         return solution + self.curvature.solve(self.curvature.row_gradients(rows, pushed), shift)

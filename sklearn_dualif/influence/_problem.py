@@ -69,10 +69,6 @@ class TrainingProblem:
         """Return the expansion of the weighted losses at outputs z (n, C)."""
         return self.model.loss.expand(self.y, z, self.weights)
 
-    def output_change(self, curvature, design, state):
-        """Return the outputs (n, m, C) that states (G, D, m) add."""
-        return self.layout.to_outputs(curvature.outputs(design, state))
-
     def without(self, rows):
         """Return this problem with the rows' weights and penalty shares gone."""
         weights = self.weights.clone()
@@ -89,35 +85,35 @@ class TrainingProblem:
         new_weights[rows] = weights
         return replace(self, y=new_y, weights=new_weights)
 
-    def gradient_norms(self):
-        """Return the norm of the total gradient, and of each row's, at the fitted parameters."""
-        z = self.model.outputs(self.features)
-        gradient = self.model.loss.weighted_gradient(self.y, z, self.weights)
-        blocks = self.layout.to_blocks(gradient)
-        free = (blocks @ self.model.free_jacobian).sum(1)
-        penalized = blocks @ self.layout.selector
-        if self.model.start() is None:
-            total = penalized[..., 0].T + self.ridge * as_tensor(self.model.dual_coef)
-            kernel = self.features.gram(self.features)
-            whole = torch.sqrt((total * (kernel @ total)).sum().clamp(min=0.0))
-            scale = kernel.diagonal()
-        else:
-            state = self.model.start()
-            n_free = self.model.free_jacobian.shape[1]
-            n, o = penalized.shape[1], penalized.shape[2]
-            pulled = self.features.transposed_dot(penalized.transpose(0, 1).reshape(n, -1))
-            pulled = pulled.reshape(pulled.shape[0], -1, o).transpose(0, 1).flatten(1)
-            total = pulled + self.ridge[:, None] * state[:, n_free:, 0]
-            whole = torch.sqrt((total**2).sum() + (free**2).sum())
-            scale = self.features.diagonal()
-        per_row = (penalized**2).sum((0, 2)) * scale
-        per_row = per_row + ((blocks @ self.model.free_jacobian) ** 2).sum((0, 2))
-        return float(whole), torch.sqrt(per_row)
+    @cached_property
+    def fitted_outputs(self):
+        """Outputs (n, C) of the training rows at the fitted parameters."""
+        return self.model.outputs(self.features)
+
+
+def _gradient_norms(problem):
+    """Return the norm of the total gradient, and of each row's, at the fitted parameters."""
+    model, features = problem.model, problem.features
+    gradient = model.loss.weighted_gradient(problem.y, problem.fitted_outputs, problem.weights)
+    blocks = problem.layout.to_blocks(gradient)
+    free = blocks @ model.free_jacobian
+    penalized = blocks @ problem.layout.selector
+    per_row = torch.sqrt((penalized**2).sum((0, 2)) * features.diagonal() + (free**2).sum((0, 2)))
+    start = model.start()
+    if start is None:
+        # In the norm of the kernel: the coefficients of the fit against those it should have.
+        total = model.dual_residual(features, penalized[..., 0].T, problem.ridge)
+        return float(torch.sqrt(total.clamp(min=0.0))), per_row
+    n, o = penalized.shape[1:]
+    pulled = features.transposed_dot(penalized.transpose(0, 1).reshape(n, -1))
+    pulled = pulled.reshape(pulled.shape[0], -1, o).transpose(0, 1).flatten(1)
+    total = pulled + problem.ridge[:, None] * start[:, model.free_jacobian.shape[1] :, 0]
+    return float(torch.sqrt((total**2).sum() + (free.sum(1) ** 2).sum())), per_row
 
 
 def stationarity(problem):
     """Return the gradient at the fitted parameters in units of one typical row's."""
-    total, per_row = problem.gradient_norms()
+    total, per_row = _gradient_norms(problem)
     counted = per_row[per_row > 0]
     if total == 0.0:
         return 0.0
@@ -155,7 +151,7 @@ def minimise(problem, state, z):
         blocks = problem.layout.to_blocks(output_gradient).unsqueeze(-1)
         gradient = curvature.sum_gradients(blocks) + curvature.ridge_gradient(state, ridge)
         step = -curvature.solve(gradient)
-        dz = problem.output_change(curvature, design, step)[:, 0]
+        dz = curvature.output_changes(design, step)[:, 0]
         moved = float((dz.abs() / (1.0 + z.abs())).max())
         if not moved < torch.inf:
             return state, z, curvature, False
@@ -178,7 +174,7 @@ def _step_from_outputs(problem, curvature, design, z):
     linear = problem.layout.to_blocks(z - problem.offset).unsqueeze(-1)
     target = expansion.root @ (expansion.root.mT @ linear) - expansion.gradient.unsqueeze(-1)
     state = curvature.solve(curvature.sum_gradients(target))
-    return state, problem.output_change(curvature, design, state)[:, 0] + problem.offset
+    return state, curvature.output_changes(design, state)[:, 0] + problem.offset
 
 
 def _line_search(problem, curvature, state, z, step, dz, gradient):
@@ -208,7 +204,7 @@ def polish(problem):
     state, z : tensors
     curvature : Curvature at z
     """
-    z = problem.model.outputs(problem.features)
+    z = problem.fitted_outputs
     start = problem.model.start() if problem.form is PrimalCurvature else None
     if problem.form is DualCurvature and float(problem.ridge.min()) <= 0:
         raise SingularCurvatureError("The dual form needs a positive ridge.")

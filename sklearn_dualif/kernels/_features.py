@@ -105,19 +105,22 @@ class LinearFeatures:
             return torch.zeros(self.shape[1], dtype=torch.float64)
         return self.matrix.mean(0)
 
-    def weighted_gram(self, weights, center):
-        """Return ``sum_i weights_i (x_i - center)(x_i - center)^T`` (d, d).
+    def weighted_grams(self, weights, center):
+        """Return ``sum_i weights_ij (x_i - center)(x_i - center)^T`` for each column j: (j, d, d).
 
         Sparse features must be given a zero center.
         """
+        n, d = self.shape
+        m = weights.shape[1]
         if self.is_sparse:
-            scaled = sparse.diags_array(weights.numpy()) @ self.matrix
-            return torch.from_numpy((self.matrix.T @ scaled).toarray())
-        result = torch.zeros(self.shape[1], self.shape[1], dtype=torch.float64)
-        for rows in self.blocks(self.shape[1]):
+            scaled = (sparse.diags_array(column) @ self.matrix for column in weights.T.numpy())
+            return torch.stack([torch.from_numpy((self.matrix.T @ s).toarray()) for s in scaled])
+        result = torch.zeros(d, m * d, dtype=torch.float64)
+        for rows in self.blocks(m * d):
             block = self.matrix[rows] - center
-            result.addmm_(block.T, block * weights[rows, None])
-        return result
+            scaled = weights[rows, :, None] * block[:, None]
+            result.addmm_(block.T, scaled.flatten(1))
+        return result.view(d, m, d).transpose(0, 1)
 
     def blocks(self, width):
         """Yield slices of rows such that (rows, width) doubles stay within a few megabytes."""
@@ -143,6 +146,7 @@ class KernelFeatures:
     def __init__(self, rows, kernel):
         self.rows = rows
         self.kernel = kernel
+        self._own_gram = None
 
     @property
     def shape(self):
@@ -154,5 +158,17 @@ class KernelFeatures:
         return KernelFeatures(self.rows[rows], self.kernel)
 
     def gram(self, other):
-        """Return the kernel block (n, n') with other rows."""
-        return as_tensor(self.kernel(self.rows, other.rows))
+        """Return the kernel block (n, n') with other rows; the one with itself is kept."""
+        if other is not self:
+            return self.block(other.rows)
+        if self._own_gram is None:
+            self._own_gram = self.block(self.rows)
+        return self._own_gram
+
+    def block(self, others):
+        """Return the kernel block (n, n') with rows as the kernel takes them."""
+        return as_tensor(self.kernel(self.rows, others))
+
+    def diagonal(self):
+        """Return the kernel of each row with itself, (n,)."""
+        return self.gram(self).diagonal()

@@ -60,10 +60,10 @@ class OutputLayout:
         return (values @ self.basis).unsqueeze(0)
 
     def to_outputs(self, blocks):
-        """(G, n, k, m) block coordinates to (n, m, C) outputs."""
+        """(G, n, k) block coordinates to (n, C) outputs."""
         if self.n_blocks > 1 or self.basis.shape == (1, 1):
-            return blocks.squeeze(2).permute(1, 2, 0)
-        return blocks[0].transpose(1, 2) @ self.basis.T
+            return blocks[..., 0].T
+        return blocks[0] @ self.basis.T
 
 
 class Loss(ABC):

@@ -59,13 +59,13 @@ class SoftmaxLogLoss(Loss):
     def change_terms(self, y, z, dz):
         index = y.unsqueeze(-1).expand(*dz.shape[:-1], 1)
         step = dz - torch.take_along_dim(dz, index, -1)
-        largest = step.amax(-1, keepdim=True)
-        near = torch.expm1(step.clamp(max=1.0) if bool((largest > 1.0).any()) else step)
-        growth = (torch.softmax(z, -1) * near).sum(-1, keepdim=True)
+        calm = float(step.max()) <= 1.0
+        near = torch.expm1(step if calm else step.clamp(max=1.0))
+        growth = torch.linalg.vecdot(near, torch.softmax(z, -1)).unsqueeze(-1)
         # log1p keeps the digits of small changes, the log-sum-exp those of large ones.
-        far = (largest > 1.0) | (growth < -0.5)
-        if not bool(far.any()):
+        if calm and float(growth.min()) >= -0.5:
             return torch.log1p(growth)
+        far = (step.amax(-1, keepdim=True) > 1.0) | (growth < -0.5)
         exact = torch.logsumexp(torch.log_softmax(z, -1) + step, -1, keepdim=True)
         return torch.where(far, exact, torch.log1p(growth.clamp(min=-0.5)))
 

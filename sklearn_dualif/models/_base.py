@@ -296,9 +296,37 @@ class KernelModel(ModelFunction):
             self.estimator, X, reset=False, accept_sparse=("csr", "csc"), dtype=np.float64
         )
 
+    def _is_fitted_on(self, features):
+        rows = features.rows
+        same = rows is self.fitted_rows or (
+            isinstance(rows, np.ndarray) and np.array_equal(rows, self.fitted_rows)
+        )
+        return same
+
     def outputs(self, features):
-        block = as_tensor(self.kernel(features.rows, self.fitted_rows))
+        same = self._is_fitted_on(features)
+        block = features.gram(features) if same else features.block(self.fitted_rows)
         return block @ as_tensor(self.dual_coef) + as_tensor(self.offset)
+
+    def dual_residual(self, features, gradient, ridge):
+        """Return the squared kernel norm of the objective's gradient at the fitted coefficients.
+
+        Parameters
+        ----------
+        features : KernelFeatures
+            The n training rows.
+        gradient : (n, n_outputs) tensor
+            Weighted gradient of the losses.
+        ridge : (Gs,) tensor
+        """
+        shrunk = ridge * as_tensor(self.dual_coef)
+        if self._is_fitted_on(features):
+            total = gradient + shrunk
+            return (total * (features.gram(features) @ total)).sum()
+        fitted = KernelFeatures(self.fitted_rows, self.kernel)
+        own = (gradient * (features.gram(features) @ gradient)).sum()
+        cross = (gradient * (features.gram(fitted) @ shrunk)).sum()
+        return own + 2.0 * cross + (shrunk * (fitted.gram(fitted) @ shrunk)).sum()
 
     @property
     def free_jacobian(self):
