@@ -19,6 +19,7 @@ def check_positions(indices, n_rows, *, keep_some=True):
     Parameters
     ----------
     indices : array-like of int or bool
+        As the caller gave them.
     n_rows : int
         Number of training rows.
     keep_some : bool

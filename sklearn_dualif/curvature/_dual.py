@@ -78,7 +78,7 @@ class DualCurvature(Curvature):
             basis = span.U[:, keep]
             projected = matrix - basis @ (basis.T @ matrix)
             projected = projected - (projected @ basis) @ basis.T
-            # The free directions get an eigenvalue of their own, above all others, and are left out.
+            # The free directions get an eigenvalue above all others, and are left out.
             top = projected.diagonal().sum() + 1.0
             values, vectors = torch.linalg.eigh(projected + top * basis @ basis.T)
             rank = len(values) - basis.shape[1]

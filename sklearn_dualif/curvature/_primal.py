@@ -39,9 +39,10 @@ class PrimalCurvature(Curvature):
 
     def _whiten(self, block, curvatures, shift):
         ridge = float(self.ridge[block])
-        whitening = whiten_hessian(
-            self._data_hessian(curvatures, shift), ridge, self.n_free, spectral=self.shiftable
-        )
+        whitening = None
+        if ridge > 0 or self.n_rows * self.expansion.root.shape[-1] >= self.map_rows:
+            hessian = self._data_hessian(curvatures, shift)
+            whitening = whiten_hessian(hessian, ridge, self.n_free, spectral=self.shiftable)
         if whitening is None:
             upper = None
             for rows in self.features.blocks(self.map_rows * self.expansion.root.shape[-1]):

@@ -48,6 +48,7 @@ class InfluenceEngine:
             self.state = self._fitted_state()
         self.curvature.anchor(self.state, problem.shares)
         self._orders = {}
+        self._exact = None
         self.own = self._own_changes(order)
         if damping is None:
             self._warn_if_far(frozen)
@@ -106,9 +107,20 @@ class InfluenceEngine:
         return own
 
     def _exact_states(self):
-        return leave_one_out_states(
+        """Yield (rows, states) of all exact removals; kept where that takes little memory."""
+        if self._exact is not None:
+            yield from self._exact
+            return
+        blocks = []
+        small = self.state.numel() * self.curvature.n_rows <= _BLOCK_DOUBLES
+        for block in leave_one_out_states(
             self.problem, self.curvature, self.state, self.z, self.leave_one_out("newton")
-        )
+        ):
+            if small:
+                blocks.append(block)
+            yield block
+        if small:
+            self._exact = blocks
 
     def _removal_states(self, order):
         """Yield (rows, states) of all single removals, a block of columns at a time."""
@@ -194,7 +206,14 @@ class InfluenceEngine:
 
     def removal_state(self, rows, order):
         """Return the state change of removing rows together, (G, D, 1)."""
-        gone = self._emptied_class(rows)
+        kept = torch.ones(len(self.z), dtype=torch.bool)
+        kept[rows] = False
+        if not bool((self.problem.weights[kept] > 0).any()):
+            raise ValueError(
+                "Removing these rows leaves none with a positive weight, and so no model. Keep at "
+                "least one such row."
+            )
+        gone = self._emptied_class(rows, kept)
         if gone is not None:
             label = f"Removing these rows removes the last row of class {gone!r}"
             if order == "exact" and not self.model.loss.quadratic:
@@ -211,13 +230,11 @@ class InfluenceEngine:
             return remove_exactly(self.problem, self.curvature, self.state, self.z, rows)
         return self.curvature.remove(rows, first_order=order == "first")
 
-    def _emptied_class(self, rows):
+    def _emptied_class(self, rows, kept):
         classes = self.model.targets.classes
         if classes is None:
             return None
         y = self.problem.y if self.problem.y.ndim == 1 else _codes(self.problem.y)
-        kept = torch.ones(len(y), dtype=torch.bool)
-        kept[rows] = False
         lost = set(y[rows].tolist()) - set(y[kept].tolist())
         return classes[min(lost)] if lost else None
 

@@ -128,6 +128,7 @@ def minimise(problem, state, z):
     Parameters
     ----------
     problem : TrainingProblem
+        The objective.
     state : (G, D, 1) tensor or None
         Where to start; None takes one undamped step from the outputs alone.
     z : (n, C) tensor
@@ -215,13 +216,16 @@ def polish(problem):
             "cannot take. Fit it to convergence first."
         )
     state, optimum, curvature, converged = minimise(problem, start, z)
+    if not converged and problem.model.loss.in_domain(torch.zeros_like(z)):
+        # Wild parameters can be a bad start; a convex objective has an easy one at zero.
+        state, optimum, curvature, converged = minimise(problem, 0.0 * state, 0.0 * z)
     if converged:
         return state, optimum, curvature
     warnings.warn(
-        f"No minimum of the objective of {type(problem.model.estimator).__name__} was found near "
-        "its fitted parameters (separable classes without a penalty have none). Effects are those "
-        "of one step from the parameters as fitted; give the model a ridge to make them those of a "
-        "refit.",
+        f"No minimum of the objective of {type(problem.model.estimator).__name__} was found "
+        "(separable classes without a penalty have none, badly scaled features hide it). Effects "
+        "are those of one step from the parameters as fitted; scale the features, or give the "
+        "model a ridge, to make them those of a refit.",
         NotStationaryWarning,
         stacklevel=2,
     )

@@ -24,10 +24,13 @@ def build_problem(model, X, y, sample_weight, solver, memory_limit, damping=None
     Parameters
     ----------
     model : ModelFunction
+        The fitted model.
     X, y : array-like
         As the outermost estimator takes them.
     sample_weight : (n,) array
+        Weights that it was fitted with.
     solver : {"auto", "primal", "dual"}
+        Which form to use.
     memory_limit : int
         Bytes.
     damping : float or None
@@ -68,7 +71,7 @@ def choose_form(model, features, ridge, solver, memory_limit):
             f"solver='dual' needs a positive ridge; {name} has ridge {float(ridge.min()):g}. Use "
             "solver='primal', or set ridge to a positive value."
         )
-    costs = _costs(model, n, d, len(ridge))
+    costs = _costs(model, n, d, len(ridge), has_dual)
     allowed = {"primal": has_primal and solver != "dual", "dual": has_dual and solver != "primal"}
     candidates = [costs[key] for key in allowed if allowed[key]]
     fitting = [cost for cost in candidates if cost.bytes <= memory_limit]
@@ -77,7 +80,7 @@ def choose_form(model, features, ridge, solver, memory_limit):
     return min(fitting, key=lambda cost: cost.flops).form
 
 
-def _costs(model, n, d, factors):
+def _costs(model, n, d, factors, positive_ridge):
     layout = model.layout
     outputs = layout.selector.shape[1]
     rank = layout.n_coordinates if layout.n_coordinates == outputs else 1
@@ -96,7 +99,7 @@ def _costs(model, n, d, factors):
             PrimalCurvature,
             size,
             factors * (n * d * d * outputs * (outputs + 1.0) + 2.0 * n * size**2 + 3.0 * size**3),
-            8.0 * factors * 5.0 * size**2,
+            8.0 * factors * 5.0 * size * (size if positive_ridge else min(size, dual_size)),
         )
     return costs
 
@@ -111,6 +114,6 @@ def _shortage(name, candidates, costs, allowed, limit):
             " with a positive ridge" if other_name == "dual" else ""
         )
     return (
-        f"The {best.form.name} factorization of {name} is {best.size} x {best.size} and needs about "
-        f"{best.bytes / 1e9:.3g} GB; memory_limit allows {limit / 1e9:.3g} GB. {remedy}."
+        f"The {best.form.name} factorization of {name} is {best.size} x {best.size} and needs "
+        f"about {best.bytes / 1e9:.3g} GB; memory_limit allows {limit / 1e9:.3g} GB. {remedy}."
     )

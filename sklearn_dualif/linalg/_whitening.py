@@ -66,7 +66,9 @@ def whiten_triangle(upper, ridge, n_free, n_rows):
     Directions without data and without penalty are left out: the pseudo-inverse that gives the
     least-norm solution.
     """
-    missing = upper.shape[1] - upper.shape[0]
+    # Without a ridge, directions without data are left out anyway.
+    wanted = n_free if ridge == 0 else upper.shape[1]
+    missing = wanted - upper.shape[0]
     if missing > 0:
         upper = torch.cat([upper, upper.new_zeros(missing, upper.shape[1])])
     return _spectral(upper, ridge, n_free, n_rows)

@@ -136,7 +136,7 @@ class ElementwiseLoss(Loss):
         """Return d2l/dz2 of each output, (n, C)."""
 
     def coefficient(self, y, z):
-        """Return gradient / sqrt(curvature), (n, C); None where a gradient outlives its curvature."""
+        """Return gradient / sqrt(curvature), (n, C); None if a gradient outlives its curvature."""
         return None
 
     def expand(self, y, z, weights):

@@ -7,7 +7,7 @@ from ._base import ElementwiseLoss
 
 
 class BinaryLogLoss(ElementwiseLoss):
-    """``l = log(1 + exp(-m))`` with the margin ``m = z`` for ``y = 1`` and ``m = -z`` for ``y = 0``.
+    """``l = log(1 + exp(-m))``, with the margin ``m = z`` for ``y = 1`` and ``-z`` for ``y = 0``.
 
     With ``p = sigmoid(z)``: gradient ``p - y`` and curvature ``p (1 - p)``, whose quotient
     ``-exp(-m / 2)`` (times the sign of y) is formed directly, so that confident rows keep all
@@ -26,11 +26,13 @@ class BinaryLogLoss(ElementwiseLoss):
     def change_terms(self, y, z, dz):
         sign = self._sign(y)
         step = -sign * dz
-        log_miss = logsigmoid(-sign * z)
-        # log1p(p_miss * expm1(step)), with the growth of a large step kept out of the exponential.
-        small = torch.log1p(torch.exp(log_miss) * torch.expm1(step.clamp(max=1.0)))
-        large = logsigmoid(sign * z) - logsigmoid(sign * (z + dz))
-        return torch.where(step <= 1.0, small, large)
+        # log1p keeps the digits of small changes, the difference of two losses those of large ones.
+        growth = torch.sigmoid(-sign * z) * torch.expm1(step.clamp(max=1.0))
+        near = (step <= 1.0) & (growth >= -0.5)
+        if bool(near.all()):
+            return torch.log1p(growth)
+        far = logsigmoid(sign * z) - logsigmoid(sign * (z + dz))
+        return torch.where(near, torch.log1p(growth.clamp(min=-0.5)), far)
 
     def gradient(self, y, z):
         sign = self._sign(y)

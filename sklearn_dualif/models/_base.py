@@ -318,6 +318,7 @@ class KernelModel(ModelFunction):
         gradient : (n, n_outputs) tensor
             Weighted gradient of the losses.
         ridge : (Gs,) tensor
+            Of the objective.
         """
         shrunk = ridge * as_tensor(self.dual_coef)
         if self._is_fitted_on(features):
