@@ -1,6 +1,7 @@
 """What `InfluenceEstimator.fit` does, step by step."""
 
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -38,18 +39,28 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
     started = time.perf_counter()
     memory_limit = parse_bytes(influence.memory_limit)
     check_supported(influence.estimator)
+    if _num_samples(X) < 2:
+        raise ValueError(
+            "InfluenceEstimator needs at least 2 rows and got n_samples = 1: removing the only row "
+            "leaves no model."
+        )
     frozen = is_frozen(influence.estimator)
-    fitted, damping = _fit_wrapped(influence, X, y, fit_params, frozen)
+    progress = influence._init_callback_context(max_subtasks=len(_STAGES))
+    progress.call_on_fit_task_begin(estimator=influence)
+    with _stage(progress, influence, 0):
+        fitted, damping = _fit_wrapped(influence, X, y, fit_params, frozen)
     own = final_fit_params(fitted, fit_params)
     model = as_model_function(fitted)
     weights = _sample_weight(own, X, y)
     model = replace(model, targets=model.targets.freeze(np.asarray(y), weights))
     problem, damping = build_problem(model, X, y, weights, influence.solver, memory_limit, damping)
-    engine = build_engine(
-        problem, damping, order=influence.order, batch_size=influence.batch_size, frozen=frozen
-    )
-    objective = resolve_objective(influence.objective, model)
-    values = _attributes(engine, objective, X_val, y_val, influence.order)
+    with _stage(progress, influence, 1):
+        engine = build_engine(
+            problem, damping, order=influence.order, batch_size=influence.batch_size, frozen=frozen
+        )
+    with _stage(progress, influence, 2):
+        objective = resolve_objective(influence.objective, model)
+        values = _attributes(engine, objective, X_val, y_val, influence.order)
     for name, value in values.items():
         setattr(influence, name, value)
     influence.estimator_ = fitted
@@ -61,6 +72,7 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
             setattr(influence, name, getattr(fitted, name))
         elif hasattr(influence, name):
             delattr(influence, name)
+    progress.call_on_fit_task_end(estimator=influence)
     if influence.verbose:
         size = engine.curvature.width * problem.layout.selector.shape[1]
         print(
@@ -69,6 +81,18 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
             f"effective dimension {influence.effective_dimension_:.4g}, "
             f"{time.perf_counter() - started:.2f} s"
         )
+
+
+_STAGES = ("fit the wrapped model", "remove every row", "average over the objective")
+
+
+@contextmanager
+def _stage(progress, influence, number):
+    """Report one of the `_STAGES` to scikit-learn's callbacks."""
+    task = progress.subcontext(task_name=_STAGES[number])
+    task.call_on_fit_task_begin(estimator=influence)
+    yield
+    task.call_on_fit_task_end(estimator=influence)
 
 
 def _fit_wrapped(influence, X, y, fit_params, frozen):

@@ -229,7 +229,8 @@ class Curvature(ABC):
         degenerate = torch.zeros(own.shape[1], dtype=torch.bool)
         if first_order:
             return gradient, own, leverage, degenerate, spread
-        inverse, null = _complement_inverse(hat, may_vanish=bool((self.ridge == 0).any()))
+        eye = torch.eye(hat.shape[-1], dtype=hat.dtype)
+        inverse, null = complement_inverse(eye - hat, may_vanish=bool((self.ridge == 0).any()))
         coefficients = gradient + _apply(root, _apply(inverse, _apply(root.mT, own)))
         degenerate = null.any(0)
         own = _apply(quadratics, coefficients) + pull
@@ -356,13 +357,20 @@ def _block_diagonal(blocks):
     return torch.stack([torch.block_diag(*block) for block in blocks])
 
 
-def _complement_inverse(hat, *, may_vanish):
-    """Return (I - hat)^+ and which blocks are singular."""
-    eye = torch.eye(hat.shape[-1], dtype=hat.dtype)
-    complement = eye - hat
+def complement_inverse(complement, *, may_vanish):
+    """Return the inverse of ``I - h`` (Gs, b, q, q) and which blocks are singular, (Gs, b).
+
+    A singular block is a row that alone determines some direction of the parameters; its inverse
+    leaves that direction out. ``may_vanish`` says that such rows are to be looked for.
+    """
+    if complement.shape[-1] == 1:
+        null = complement < _DEGENERATE
+        inverse = torch.where(null, 0.0, 1.0 / torch.where(null, 1.0, complement))
+        return inverse, null[..., 0, 0]
     if not may_vanish:
-        inverse = 1.0 / complement if hat.shape[-1] == 1 else torch.linalg.inv(complement)
-        return inverse, torch.zeros(hat.shape[:2], dtype=torch.bool)
+        inverse, info = torch.linalg.inv_ex(complement)
+        if not bool(info.any()):
+            return inverse, torch.zeros(complement.shape[:2], dtype=torch.bool)
     values, vectors = torch.linalg.eigh(complement)
     null = values < _DEGENERATE
     inverse = torch.where(null, 0.0, 1.0 / torch.where(null, 1.0, values))

@@ -15,7 +15,7 @@ import torch
 
 from ..exceptions import SingularCurvatureError
 from ..linalg import inverse_from_cholesky, symmetric_pseudo_inverse
-from ._base import Curvature, _apply, _trace
+from ._base import Curvature, _apply, _trace, complement_inverse
 
 
 class DualCurvature(Curvature):
@@ -218,7 +218,8 @@ class DualCurvature(Curvature):
             right = coefficient
             if shift is not None:
                 right = right + self._pulled_response(rows, columns)
-            coefficient = torch.linalg.solve(kept, right.unsqueeze(-1)).squeeze(-1)
+            inverse, _ = complement_inverse(kept, may_vanish=False)
+            coefficient = _apply(inverse, right)
         none = torch.zeros(len(rows), dtype=torch.bool)
         shift = None if self.shares is None or first_order else self.shares[rows]
         states = self._states_from_columns(rows, columns, coefficient, shift)
