@@ -12,6 +12,7 @@ from sklearn.base import (
     _fit_context,
 )
 from sklearn.callback import CallbackSupportMixin, with_callbacks
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils import get_tags
 from sklearn.utils._metadata_requests import _routing_enabled
 from sklearn.utils._param_validation import HasMethods, Interval
@@ -605,10 +606,14 @@ class InfluenceEstimator(
         mapping = MethodMapping()
         for method in ("fit", "predict", "predict_proba", "decision_function", "score"):
             mapping.add(caller=method, callee=method)
+        # A frozen model ignores fit parameters, but its weights belong in every number.
+        estimator = self.estimator
+        while isinstance(estimator, FrozenEstimator):
+            estimator = estimator.estimator
         return (
             MetadataRouter(owner=self)
             .add_self_request(self)
-            .add(estimator=self.estimator, method_mapping=mapping)
+            .add(estimator=estimator, method_mapping=mapping)
         )
 
     def __sklearn_tags__(self):

@@ -41,8 +41,8 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
     check_supported(influence.estimator)
     if _num_samples(X) < 2:
         raise ValueError(
-            "InfluenceEstimator needs at least 2 rows and got n_samples = 1: removing the only row "
-            "leaves no model."
+            "InfluenceEstimator needs at least 2 rows and got one row (n_samples = 1): removing "
+            "it leaves no model."
         )
     frozen = is_frozen(influence.estimator)
     progress = influence._init_callback_context(max_subtasks=len(_STAGES))
@@ -132,7 +132,14 @@ def _fit_with_best_ridge(influence, estimator, X, y, fit_params, frozen):
     )
     if frozen:
         raise UnsupportedOptionError(f"ridge='loo' cannot refit a frozen {name}. {remedy}")
-    if not ridge_parameters(final, 1.0, 1, 1.0):
+    try:
+        has_penalty = bool(ridge_parameters(final, 1.0, 1, 1.0))
+    except UnsupportedOptionError:
+        raise UnsupportedOptionError(
+            f"ridge='loo' cannot be set on {name}, which chooses its own penalty. Wrap the plain "
+            f"estimator. {remedy}"
+        ) from None
+    if not has_penalty:
         raise UnsupportedOptionError(
             f"ridge='loo' cannot be set on {name}, which has no penalty. Wrap Ridge instead."
         )

@@ -206,9 +206,11 @@ class InfluenceEngine:
 
     def removal_state(self, rows, order):
         """Return the state change of removing rows together, (G, D, 1)."""
-        kept = torch.ones(len(self.z), dtype=torch.bool)
+        if not len(rows):
+            return torch.zeros_like(self.state)
+        kept = self.problem.weights.reshape(len(self.z), -1).sum(1) > 0
         kept[rows] = False
-        if not bool((self.problem.weights[kept] > 0).any()):
+        if not bool(kept.any()):
             raise ValueError(
                 "Removing these rows leaves none with a positive weight, and so no model. Keep at "
                 "least one such row."
@@ -240,6 +242,8 @@ class InfluenceEngine:
 
     def relabel_state(self, rows, y_new, weights_new, order):
         """Return the state change of giving rows other targets (and their class weights)."""
+        if not len(rows):
+            return torch.zeros_like(self.state)
         problem, loss = self.problem, self.model.loss
         before = loss.expand(problem.y[rows], self.z[rows], problem.weights[rows])
         after = loss.expand(y_new, self.z[rows], weights_new)

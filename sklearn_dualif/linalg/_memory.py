@@ -24,7 +24,7 @@ def parse_bytes(limit):
         value = limit
     if isinstance(value, bool) or not value > 0:
         raise ValueError(f"memory_limit={limit!r} must be positive; pass None for no own limit.")
-    return int(value)
+    return int(min(value, 2**62))
 
 
 def _available_bytes():

@@ -131,6 +131,10 @@ class RidgeKernel:
 
 @ridge_parameters.register(KernelRidge)
 def _(estimator, ridge, n_rows, total_weight):
+    if ridge == 0:
+        raise UnsupportedOptionError(
+            "ridge=0 leaves a KernelRidge without a unique solution. Give a positive ridge."
+        )
     return {"alpha": ridge}
 
 

@@ -80,14 +80,24 @@ def inner_estimator(estimator):
     return None
 
 
+@singledispatch
+def chooses_options(estimator):
+    """Tell whether a wrapper, when fitted, sets the parameters of the estimator inside."""
+    return False
+
+
 def check_supported(estimator):
     """Raise, before anything is fitted, if the estimator cannot be wrapped."""
+    options_are_final = True
     inner = inner_estimator(estimator)
     while inner is not None:
+        check_options(estimator)
+        options_are_final &= not chooses_options(estimator)
         estimator, inner = inner, inner_estimator(inner)
     if as_model_function.dispatch(type(estimator)) is as_model_function.dispatch(object):
         raise UnsupportedModelError(_refusal(estimator))
-    check_options(estimator)
+    if options_are_final:
+        check_options(estimator)
 
 
 def refuse_option(estimator, option, remedy):
@@ -99,6 +109,8 @@ def refuse_option(estimator, option, remedy):
 
 
 def _refusal(estimator):
+    if isinstance(estimator, str) or estimator is None:
+        return f"A Pipeline must end in a model; its last step is {estimator!r}. Add one."
     kind = estimator if isinstance(estimator, type) else type(estimator)
     for base in kind.__mro__:
         if base.__name__ in _REMEDIES:

@@ -7,7 +7,14 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import process_routing
 
 from ..exceptions import UnsupportedOptionError
-from ._registry import as_model_function, inner_estimator, ridge_parameters
+from ._registry import (
+    as_model_function,
+    check_options,
+    chooses_options,
+    inner_estimator,
+    refuse_option,
+    ridge_parameters,
+)
 
 
 @inner_estimator.register(Pipeline)
@@ -32,9 +39,25 @@ def _(estimator):
 
 
 @as_model_function.register(FrozenEstimator)
+def _(estimator):
+    return as_model_function(estimator.estimator)
+
+
+@check_options.register(BaseSearchCV)
+def _(estimator):
+    if not estimator.refit:
+        refuse_option(estimator, "refit", "without it there is no best model; set refit=True")
+
+
 @as_model_function.register(BaseSearchCV)
 def _(estimator):
-    return as_model_function(inner_estimator(estimator))
+    check_options(estimator)
+    return as_model_function(estimator.best_estimator_)
+
+
+@chooses_options.register(BaseSearchCV)
+def _(estimator):
+    return not hasattr(estimator, "best_estimator_")
 
 
 @ridge_parameters.register(BaseSearchCV)
