@@ -17,6 +17,8 @@ from ..exceptions import SingularCurvatureError
 from ..linalg import inverse_from_cholesky, symmetric_pseudo_inverse
 from ._base import Curvature, _apply, _trace, complement_inverse
 
+_REFINEMENTS = 2
+
 
 class DualCurvature(Curvature):
     """``M`` factorised; states are coefficients of the training rows."""
@@ -172,13 +174,31 @@ class DualCurvature(Curvature):
         return particular + self._project(right, shift), pulled
 
     def solve(self, gradients, shift=None):
-        ridge = self.ridge[:, None, None]
-        if shift is not None:
-            ridge = ridge - shift
+        # (kappa - S y) / rho loses digits where rho is small; refinement wins them back.
+        solution = self._solve_once(gradients, shift)
+        for _ in range(_REFINEMENTS):
+            residual = gradients - self._hessian_product(solution, shift)
+            solution = solution + self._solve_once(residual, shift)
+        return solution
+
+    def _solve_once(self, gradients, shift):
+        ridge = self._shifted_ridge(shift)
         response, pulled = self._root_products(gradients, shift)
         weights = (gradients[:, self.n_free :] - self._to_weights(response)) / ridge
         rest = self.weighted_kernel @ response + ridge * response - pulled
         return torch.cat([self.free_inverse @ rest / ridge, weights], 1)
+
+    def _hessian_product(self, states, shift):
+        """Return the gradients (G, D, m) that states solve."""
+        moved = self.outputs(self.kernel, states)
+        bent = self.expansion.root @ (self.expansion.root.mT @ moved)
+        product = self.sum_gradients(bent)
+        product[:, self.n_free :] += self._shifted_ridge(shift) * states[:, self.n_free :]
+        return product
+
+    def _shifted_ridge(self, shift):
+        ridge = self.ridge[:, None, None]
+        return ridge if shift is None else ridge - shift
 
     def dual_vector(self, gradient):
         weights = self.weights_of(gradient)
