@@ -165,8 +165,10 @@ class InfluenceEstimator(
     >>> influence = InfluenceEstimator(LogisticRegression()).fit(X, y)
     >>> int(influence.self_influence_.argmax())
     7
-    >>> influence.removal_effect([7], X[:2], y[:2]).round(4)
-    array([-0.0021, -0.0044])
+    >>> influence.loo_predict_proba()[7].round(2)  # what the model says without the row
+    array([0.97, 0.03, 0.  ])
+    >>> influence.removal_effect([7], X[:2], y[:2], order="exact").round(4)  # as a refit
+    array([-0.0129, -0.0205])
     """
 
     _parameter_constraints: dict = {
@@ -284,6 +286,21 @@ class InfluenceEstimator(
         -------
         (n_queries, n_train) array
             Positive on a loss: the training row helps that query.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_diabetes
+        >>> from sklearn.linear_model import Ridge
+        >>> from sklearn_dualif import InfluenceEstimator
+        >>> X, y = load_diabetes(return_X_y=True)
+        >>> influence = InfluenceEstimator(Ridge(0.1)).fit(X, y)
+        >>> effects = influence.influence(X[:3], y[:3])
+        >>> effects.shape
+        (3, 442)
+        >>> refit = Ridge(0.1).fit(X[1:], y[1:])
+        >>> change = (refit.predict(X[:3]) - y[:3]) ** 2 - (influence.predict(X[:3]) - y[:3]) ** 2
+        >>> bool(abs(effects[:, 0] - change).max() < 1e-6)
+        True
         """
         objective, order = self._choices(objective, order)
         features, targets = self._queries(X, y, objective)
@@ -351,6 +368,18 @@ class InfluenceEstimator(
         pandas.DataFrame
             Columns query (the query's index label), rank (1 is the largest effect by size),
             position, train_index (the training row's index label), effect, self_influence.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_diabetes
+        >>> from sklearn.linear_model import Ridge
+        >>> from sklearn_dualif import InfluenceEstimator
+        >>> X, y = load_diabetes(return_X_y=True)
+        >>> influence = InfluenceEstimator(Ridge(0.1)).fit(X, y)
+        >>> influence.explain(X[:1], k=2)[["query", "rank", "position", "effect"]].round(2)
+           query  rank  position  effect
+        0      0     1       382    1.26
+        1      0     2       290   -1.26
         """
         import pandas as pd
 
@@ -394,6 +423,19 @@ class InfluenceEstimator(
         Returns
         -------
         (n_queries,) array
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_diabetes
+        >>> from sklearn.linear_model import Ridge
+        >>> from sklearn_dualif import InfluenceEstimator
+        >>> X, y = load_diabetes(return_X_y=True)
+        >>> influence = InfluenceEstimator(Ridge(0.1)).fit(X, y)
+        >>> effect = influence.removal_effect([3, 14, 15], X[:2], objective="prediction")
+        >>> kept = [row for row in range(442) if row not in (3, 14, 15)]
+        >>> refit = Ridge(0.1).fit(X[kept], y[kept])
+        >>> bool(abs(effect - (refit.predict(X[:2]) - influence.predict(X[:2]))).max() < 1e-8)
+        True
         """
         objective, order = self._choices(objective, order)
         rows = self._rows(indices)
@@ -446,6 +488,20 @@ class InfluenceEstimator(
         -----
         The curvature of a log loss does not depend on the label, so one Newton step is only a
         first guess where many rows change: ``order="exact"`` then gives what a refit would.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_diabetes
+        >>> from sklearn.linear_model import Ridge
+        >>> from sklearn_dualif import InfluenceEstimator
+        >>> X, y = load_diabetes(return_X_y=True)
+        >>> influence = InfluenceEstimator(Ridge(0.1)).fit(X, y)
+        >>> effect = influence.relabel_effect([0], 100.0, X[:2], objective="prediction")
+        >>> relabeled = y.copy()
+        >>> relabeled[0] = 100.0
+        >>> refit = Ridge(0.1).fit(X, relabeled)
+        >>> bool(abs(effect - (refit.predict(X[:2]) - influence.predict(X[:2]))).max() < 1e-8)
+        True
         """
         objective, order = self._choices(objective, order)
         rows = self._rows(indices, keep_some=False)
@@ -488,6 +544,18 @@ class InfluenceEstimator(
         estimator
             A copy of ``estimator_`` with other parameters. Fitted transformers, class weights and
             hyperparameters are those of the full data.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_diabetes
+        >>> from sklearn.linear_model import Ridge
+        >>> from sklearn_dualif import InfluenceEstimator
+        >>> X, y = load_diabetes(return_X_y=True)
+        >>> influence = InfluenceEstimator(Ridge(0.1)).fit(X, y)
+        >>> forgotten = influence.unlearn([0, 1])
+        >>> refit = Ridge(0.1).fit(X[2:], y[2:])
+        >>> bool(abs(forgotten.predict(X) - refit.predict(X)).max() < 1e-8)
+        True
         """
         from .models import final_estimator
 

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import torch
 
-_DEGENERATE = 1e-10
+DEGENERATE = 1e-10
+"""Eigenvalues of I - h below this belong to rows that alone fix a direction."""
 
 
 class LeaveOneOut(NamedTuple):
@@ -364,7 +365,7 @@ def complement_inverse(complement, *, may_vanish):
     leaves that direction out. ``may_vanish`` says that such rows are to be looked for.
     """
     if complement.shape[-1] == 1:
-        null = complement < _DEGENERATE
+        null = complement < DEGENERATE
         inverse = torch.where(null, 0.0, 1.0 / torch.where(null, 1.0, complement))
         return inverse, null[..., 0, 0]
     if not may_vanish:
@@ -372,6 +373,6 @@ def complement_inverse(complement, *, may_vanish):
         if not bool(info.any()):
             return inverse, torch.zeros(complement.shape[:2], dtype=torch.bool)
     values, vectors = torch.linalg.eigh(complement)
-    null = values < _DEGENERATE
+    null = values < DEGENERATE
     inverse = torch.where(null, 0.0, 1.0 / torch.where(null, 1.0, values))
     return (vectors * inverse.unsqueeze(-2)) @ vectors.mT, null.any(-1)

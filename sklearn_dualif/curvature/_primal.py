@@ -3,9 +3,7 @@
 import torch
 
 from ..linalg import append_rows, symmetric_pseudo_inverse, whiten_hessian, whiten_triangle
-from ._base import Curvature
-
-_DEGENERATE = 1e-10
+from ._base import DEGENERATE, Curvature
 
 
 class PrimalCurvature(Curvature):
@@ -120,7 +118,7 @@ class PrimalCurvature(Curvature):
     def dual_vector(self, gradient):
         return gradient
 
-    def _whitened_rows(self, rows):
+    def whitened_rows(self, rows):
         """Return ``J_i T``, (Gs, b, k, r)."""
         blocks, _, rank = self.map.shape
         features = self.features.take(rows)
@@ -134,7 +132,7 @@ class PrimalCurvature(Curvature):
         return values
 
     def row_quadratics(self, rows, shift=None):
-        whitened = self._whitened_rows(rows)
+        whitened = self.whitened_rows(rows)
         if shift is None:
             if whitened.shape[2] == 1:
                 return torch.linalg.vecdot(whitened, whitened)[..., None]
@@ -152,7 +150,7 @@ class PrimalCurvature(Curvature):
         for column in torch.nonzero(flagged)[:, 0].tolist():
             row = rows[column : column + 1]
             root = self.expansion.root[:, row]
-            directions = self.map @ (self._whitened_rows(row)[:, 0].mT @ root[:, 0])
+            directions = self.map @ (self.whitened_rows(row)[:, 0].mT @ root[:, 0])
             hat = (root.mT @ self.row_quadratics(row) @ root)[:, 0]
             null = _null_vectors(hat)
             for block in range(states.shape[0]):
@@ -181,7 +179,7 @@ class PrimalCurvature(Curvature):
         if not bool((self.ridge == 0).any()):
             return self.map @ torch.linalg.solve(kept, whitened)
         values, vectors = torch.linalg.eigh(kept)
-        null = values < _DEGENERATE
+        null = values < DEGENERATE
         inverse = torch.where(null, 0.0, 1.0 / torch.where(null, 1.0, values))
         state = self.map @ ((vectors * inverse[:, None]) @ (vectors.mT @ whitened))
         for block in range(state.shape[0]):
@@ -197,7 +195,7 @@ class PrimalCurvature(Curvature):
         kept = torch.eye(rank, dtype=torch.float64).repeat(len(self.map), 1, 1)
         for chunk in rows.split(self._rows_per_block()):
             root = self.expansion.root[:, chunk]
-            group = (self._whitened_rows(chunk).mT @ root).transpose(1, 2).flatten(2)
+            group = (self.whitened_rows(chunk).mT @ root).transpose(1, 2).flatten(2)
             kept -= group @ group.mT
         if share:
             kept -= share * torch.diag_embed(self.inverse_spectrum)
@@ -207,7 +205,7 @@ class PrimalCurvature(Curvature):
         if curvature_change is None or len(rows) * self.layout.n_coordinates < self.map.shape[2]:
             return super().edit(rows, gradient_change, curvature_change)
         gradient = self.row_gradients(rows, gradient_change).sum(-1, keepdim=True)
-        whitened = self._whitened_rows(rows).flatten(1, 2)
+        whitened = self.whitened_rows(rows).flatten(1, 2)
         changed = whitened.mT @ (
             curvature_change @ whitened.reshape(*curvature_change.shape[:3], -1)
         ).reshape(whitened.shape)
@@ -223,4 +221,4 @@ def _pad(tensor, rank):
 def _null_vectors(hat):
     """Return the eigenvectors of ``I - hat`` (Gs, q, q) to eigenvalue zero, others set to zero."""
     values, vectors = torch.linalg.eigh(torch.eye(hat.shape[-1], dtype=hat.dtype) - hat)
-    return vectors * (values < _DEGENERATE).unsqueeze(-2)
+    return vectors * (values < DEGENERATE).unsqueeze(-2)

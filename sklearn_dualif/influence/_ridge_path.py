@@ -64,7 +64,7 @@ def _primal_errors(curvature, targets, weights, scales):
     whitened = (curvature.map.mT @ gradient)[..., 0]  # (G, r)
     errors = torch.zeros(scales.shape[1], dtype=torch.float64)
     for rows in torch.arange(curvature.n_rows).split(4096):
-        features = curvature._whitened_rows(rows)[0, :, 0]
+        features = curvature.whitened_rows(rows)[0, :, 0]
         leverage = weights[rows, None] * (features**2 @ scales)
         fitted = torch.einsum("nr,gr,rl->gnl", features, whitened, scales)
         residual = (targets[rows].T[..., None] - fitted) / (1.0 - leverage)

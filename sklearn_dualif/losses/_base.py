@@ -72,7 +72,6 @@ class Loss(ABC):
     coupling = "separable"
     metric_scale = 1.0
     quadratic = False
-    probabilistic = False
 
     def layout(self, n_outputs):
         """Return the `OutputLayout` of ``n_outputs`` outputs."""

@@ -14,8 +14,6 @@ class BinaryLogLoss(ElementwiseLoss):
     their digits.
     """
 
-    probabilistic = True
-
     @staticmethod
     def _sign(y):
         return 2.0 * y - 1.0

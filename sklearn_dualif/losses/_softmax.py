@@ -38,7 +38,6 @@ class SoftmaxLogLoss(Loss):
     """
 
     coupling = "coupled"
-    probabilistic = True
 
     def layout(self, n_outputs):
         basis = contrasts(n_outputs)
