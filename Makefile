@@ -14,7 +14,8 @@ BIN := $(VENV)/bin
 INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 SOURCES := sklearn_dualif tests examples benchmarks docs
 
-# Test workers are processes: one thread in each, or they fight over the cores.
+# Test workers are processes: one thread in each, or they fight over the cores. Small problems
+# such as the demo's gain nothing from more.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS)
 
@@ -34,7 +35,7 @@ help:
 	@echo "make clean     delete what was built (not .venv)"
 
 demo: $(VENV)/.group-plots $(VENV)/.group-progress
-	$(BIN)/python examples/plot_find_bad_rows.py
+	$(ONE_THREAD) $(BIN)/python examples/plot_find_bad_rows.py
 
 test: $(VENV)/.group-tests
 	$(PYTEST) -m "not slow"

@@ -645,7 +645,8 @@ class InfluenceEstimator(
         model = self._engine.model
         y_new = np.asarray(y_new)
         if y_new.ndim == 0:
-            y_new = np.repeat(y_new, len(rows))
+            several = model.targets.classes is None and model.n_outputs > 1
+            y_new = np.full((len(rows), model.n_outputs) if several else len(rows), y_new)
         if len(y_new) != len(rows):
             raise ValueError(
                 f"y_new has {len(y_new)} targets for {len(rows)} rows. Give one for each row, or "

@@ -125,7 +125,7 @@ def _total_weight(estimator, X, fit_params):
 def _fit_with_best_ridge(influence, estimator, X, y, fit_params, frozen):
     """Return the estimator fitted with the ridge of least leave-one-out loss."""
     final = tunable_estimator(estimator)
-    name = type(final).__name__
+    name = type(final_estimator(final)).__name__ if frozen else type(final).__name__
     remedy = (
         "Use GridSearchCV(InfluenceEstimator(...), {'ridge': [...]}) to choose a ridge by "
         "cross-validation."
@@ -133,16 +133,17 @@ def _fit_with_best_ridge(influence, estimator, X, y, fit_params, frozen):
     if frozen:
         raise UnsupportedOptionError(f"ridge='loo' cannot refit a frozen {name}. {remedy}")
     try:
-        has_penalty = bool(ridge_parameters(final, 1.0, 1, 1.0))
+        neutral = None if frozen else ridge_parameters(final, 1.0, 1, 1.0)
     except UnsupportedOptionError:
         raise UnsupportedOptionError(
             f"ridge='loo' cannot be set on {name}, which chooses its own penalty. Wrap the plain "
             f"estimator. {remedy}"
         ) from None
-    if not has_penalty:
+    if neutral is None:
         raise UnsupportedOptionError(
             f"ridge='loo' cannot be set on {name}, which has no penalty. Wrap Ridge instead."
         )
+    final.set_params(**neutral)  # one ridge, where the model was given one for each target
     estimator.fit(X, y, **fit_params)
     model = as_model_function(estimator)
     if not isinstance(model.loss, HalfSquaredError) or model.penalty.scales_with != "nothing":

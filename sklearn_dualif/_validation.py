@@ -79,7 +79,8 @@ def check_known_options(estimator):
     """Raise for options whose other values this version does not have."""
     for name, default in LATER_OPTIONS.items():
         value = getattr(estimator, name)
-        if value != default:
+        same = value is default or (isinstance(value, str) and value == default)
+        if not same:
             raise ValueError(
                 f"{name}={value!r} is not available in this version; leave {name}={default!r}."
             )

@@ -1,25 +1,21 @@
-"""Rows that a model cannot do without: the last of a class, and rows of leverage one."""
+"""Rows that a model cannot do without: last of a class, of leverage one, alone with a weight."""
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
-from cases import binary, regression, three_classes
+from cases import binary, counts, regression, three_classes
 from sklearn.base import clone
-from sklearn.linear_model import (
-    LinearRegression,
-    LogisticRegression,
-    Ridge,
-)
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import LinearRegression, LogisticRegression, PoissonRegressor, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from sklearn_dualif import InfluenceEstimator
-from sklearn_dualif.exceptions import (
-    InfluenceWarning,
-    NotStationaryWarning,
-)
+from sklearn_dualif.exceptions import InfluenceWarning, NotStationaryWarning
 
 CLS, THREE = binary(1), three_classes(2)
 
@@ -182,3 +178,40 @@ def test_leverage_one_is_the_least_norm_refit(model, data):
         close(influence.parameter_change(group), parameters)
     for name in ("influence_", "self_influence_", "loo_loss_"):
         assert np.isfinite(getattr(influence, name)).all()
+
+
+# Rows without weight
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Ridge(),
+        Ridge(fit_intercept=False),
+        Ridge(alpha=1e4),
+        LinearRegression(),
+        KernelRidge(),
+        PoissonRegressor(),
+        PoissonRegressor(fit_intercept=False),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("solver", ["auto", "primal"])
+def test_one_row_alone_has_weight(model, solver):
+    data = counts(18)
+    weight = np.zeros(40)
+    weight[3] = 1.0
+    solver = "auto" if isinstance(model, KernelRidge) else solver
+    influence = InfluenceEstimator(model, solver=solver)
+    # Without this row there is no model: to say so is as good an answer as a number, NaN is none.
+    try:
+        influence.fit(data.X, data.y, sample_weight=weight)
+    except ValueError as error:
+        assert re.search("weight", str(error)), error
+        return
+    for name in ("self_influence_", "influence_", "loo_loss_", "leverage_"):
+        values = getattr(influence, name)
+        assert np.isfinite(values).all(), name
+    assert not np.delete(influence.self_influence_, 3).any()
+    with pytest.raises(ValueError, match=r"positive weight.*Keep at least one"):
+        influence.removal_effect([3])

@@ -285,6 +285,14 @@ def test_leave_one_out_ridge_where_there_is_none(model, data):
     assert isinstance(error, UnsupportedOptionError)
 
 
+@pytest.mark.parametrize("kind", [Ridge, KernelRidge])
+def test_leave_one_out_ridge_replaces_a_penalty_per_target(kind):
+    data = regression(12, n_targets=2)
+    chosen = InfluenceEstimator(kind(alpha=[0.1, 10.0]), ridge="loo").fit(data.X, data.y)
+    same = InfluenceEstimator(kind(alpha=1.0), ridge="loo").fit(data.X, data.y)
+    assert chosen.ridge_ == same.ridge_ == chosen.estimator_.alpha
+
+
 def test_leave_one_out_ridge_of_a_model_without_penalty():
     refuses(LinearRegression(), REG, "ridge='loo'", "LinearRegression", "Ridge", ridge="loo")
 

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from cases import binary, counts, regression, three_classes
 from sklearn.base import clone, is_classifier, is_regressor
+from sklearn.callback import ProgressBar
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.kernel_ridge import KernelRidge
@@ -313,3 +314,60 @@ def test_importing_is_cheap():
     seconds, *heavy = result.stdout.split()
     assert not heavy
     assert float(seconds) < 0.5
+
+
+# Progress
+
+
+class Recorder:
+    """A callback that keeps what it is told."""
+
+    def __init__(self):
+        self.said = []
+
+    def setup(self, estimator, context):
+        self.said.append("setup")
+
+    def teardown(self, estimator, context):
+        self.said.append("teardown")
+
+    def on_fit_task_begin(self, estimator, context, **kwargs):
+        self.said.append(("begin", context.task_name))
+
+    def on_fit_task_end(self, estimator, context, **kwargs):
+        self.said.append(("end", context.task_name))
+
+
+def test_callbacks_hear_of_the_stages_of_a_fit(reg):
+    recorder = Recorder()
+    InfluenceEstimator(Ridge()).set_callbacks(recorder).fit(reg.X, reg.y)
+    first, *tasks, last = recorder.said
+    assert (first, last) == ("setup", "teardown")
+    begun = [name for event, name in tasks if event == "begin"]
+    assert len(begun) > 2
+    assert sorted(begun) == sorted(name for event, name in tasks if event == "end")
+
+
+def test_callbacks_are_told_when_a_fit_fails(reg):
+    recorder = Recorder()
+    influence = InfluenceEstimator(Ridge()).set_callbacks(recorder)
+    with pytest.raises(ValueError, match="NaN"):
+        influence.fit(reg.X, reg.y, X_val=np.nan * reg.X_query, y_val=reg.y_query)
+    assert recorder.said[-1] == "teardown"
+
+
+def test_progress_bar(reg, capsys):
+    pytest.importorskip("rich")
+    InfluenceEstimator(Ridge()).set_callbacks(ProgressBar()).fit(reg.X, reg.y)
+    shown = capsys.readouterr().out
+    assert "InfluenceEstimator" in shown
+    assert "100%" in shown
+
+
+def test_verbose_says_what_was_done(reg, capsys):
+    InfluenceEstimator(Ridge()).fit(reg.X, reg.y)
+    assert not capsys.readouterr().out
+    influence = InfluenceEstimator(Ridge(), verbose=1).fit(reg.X, reg.y)
+    shown = capsys.readouterr().out
+    assert influence.solver_ in shown
+    assert "40 rows" in shown

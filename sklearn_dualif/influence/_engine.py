@@ -8,7 +8,7 @@ import torch
 from ..curvature import DualCurvature
 from ..exceptions import InfluenceWarning, NotStationaryWarning
 from ._exact import (
-    _codes,
+    class_codes,
     leave_one_out_states,
     relabel_exactly,
     remove_exactly,
@@ -215,36 +215,49 @@ class InfluenceEngine:
                 "Removing these rows leaves none with a positive weight, and so no model. Keep at "
                 "least one such row."
             )
-        gone = self._emptied_class(rows, kept)
-        if gone is not None:
-            label = f"Removing these rows removes the last row of class {gone!r}"
-            if order == "exact" and not self.model.loss.quadratic:
-                raise ValueError(
-                    f"{label}, and no refit keeps a class without rows. Keep one of its rows, or "
-                    "use order='newton' for the first step towards it."
-                )
-            warnings.warn(
-                f"{label}; the effect is that of the model that still has the class.",
-                InfluenceWarning,
-                stacklevel=3,
-            )
+        codes = self._class_codes(self.problem.y)
+        if codes is not None:
+            self._check_classes_stay(codes[rows], codes[kept], "Removing", order)
         if order == "exact":
             return remove_exactly(self.problem, self.curvature, self.state, self.z, rows)
         return self.curvature.remove(rows, first_order=order == "first")
 
-    def _emptied_class(self, rows, kept):
-        classes = self.model.targets.classes
-        if classes is None:
+    def _class_codes(self, y):
+        """Return the class index of each row, or None for targets that are not classes."""
+        if self.model.targets.classes is None:
             return None
-        y = self.problem.y if self.problem.y.ndim == 1 else _codes(self.problem.y)
-        lost = set(y[rows].tolist()) - set(y[kept].tolist())
-        return classes[min(lost)] if lost else None
+        return y if y.ndim == 1 else class_codes(y)
+
+    def _check_classes_stay(self, before, after, action, order):
+        """Warn, or raise for an exact order, if a class loses its last row with weight."""
+        lost = set(before.tolist()) - set(after.tolist())
+        if not lost:
+            return
+        label = self.model.targets.classes[min(lost)]
+        label = label.item() if hasattr(label, "item") else label
+        message = f"{action} these rows takes the last row of class {label!r}"
+        if order == "exact" and not self.model.loss.quadratic:
+            raise ValueError(
+                f"{message}, and no refit keeps a class without rows. Keep one of its rows, or "
+                "use order='newton' for the first step towards it."
+            )
+        warnings.warn(
+            f"{message}; the effect is that of the model that still has the class.",
+            InfluenceWarning,
+            stacklevel=4,
+        )
 
     def relabel_state(self, rows, y_new, weights_new, order):
         """Return the state change of giving rows other targets (and their class weights)."""
         if not len(rows):
             return torch.zeros_like(self.state)
         problem, loss = self.problem, self.model.loss
+        codes = self._class_codes(problem.y)
+        if codes is not None:
+            kept = problem.weights.reshape(len(self.z), -1).sum(1) > 0
+            kept[rows] = False
+            after = torch.cat([codes[kept], self._class_codes(y_new)])
+            self._check_classes_stay(codes[rows], after, "Relabelling", order)
         before = loss.expand(problem.y[rows], self.z[rows], problem.weights[rows])
         after = loss.expand(y_new, self.z[rows], weights_new)
         curvature_change = after.root @ after.root.mT - before.root @ before.root.mT

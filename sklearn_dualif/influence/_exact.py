@@ -37,9 +37,9 @@ def _from_start(problem, curvature, state, z, start):
     optimum, _, _, converged = minimise(problem, state + start, guess)
     if not converged:
         raise ValueError(
-            "order='exact' found no optimum of the objective without these rows (classes that "
-            "become separable without a penalty have none). Use order='newton', or give the model "
-            "a ridge."
+            "order='exact' found no optimum of the objective after this change of rows (classes "
+            "that become separable without a penalty have none). Use order='newton', or give the "
+            "model a ridge."
         )
     return optimum - state
 
@@ -144,13 +144,13 @@ def _last_of_class(problem, rows):
     """Tell which rows are the only one of their class, whose removal has no optimum to find."""
     if problem.model.targets.classes is None:
         return torch.zeros(len(rows), dtype=torch.bool)
-    y = problem.y if problem.y.ndim == 1 else _codes(problem.y)
+    y = problem.y if problem.y.ndim == 1 else class_codes(problem.y)
     weighted = problem.weights if problem.weights.ndim == 1 else problem.weights.sum(1)
     counts = torch.zeros(int(y.max()) + 1, dtype=torch.long)
     counts.index_add_(0, y[weighted > 0], torch.ones_like(y[weighted > 0]))
     return (counts[y[rows]] == 1) & (weighted[rows] > 0)
 
 
-def _codes(y):
+def class_codes(y):
     """Return class indices from one-column or one-versus-rest codes."""
     return (y[:, 0] > 0).long() if y.shape[1] == 1 else y.argmax(1)

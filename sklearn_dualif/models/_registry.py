@@ -24,6 +24,8 @@ _REMEDIES = {
     "LassoCV": "an L1 penalty has no smooth optimum; use Ridge, on the features that it selects",
     "ElasticNet": "an L1 penalty has no smooth optimum; use Ridge, on the features it selects",
     "ElasticNetCV": "an L1 penalty has no smooth optimum; use Ridge, on the features it selects",
+    "Lars": "an L1 penalty has no smooth optimum; use Ridge, on the features that it selects",
+    "OrthogonalMatchingPursuit": "its choice of features is not smooth; use Ridge on them",
     "CalibratedClassifierCV": "wrap the classifier that it calibrates",
     "OneVsRestClassifier": "wrap the inner binary model on one class against the rest",
     "OneVsOneClassifier": "wrap the inner binary model on a pair of classes",

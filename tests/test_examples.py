@@ -1,0 +1,58 @@
+"""The gallery's scripts run as they are and keep what they promise."""
+
+from __future__ import annotations
+
+import runpy
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run a copy of an example without a display; return its variables."""
+    import matplotlib.pyplot as plt
+
+    def run_copy(name):
+        return runpy.run_path(str(shutil.copy(EXAMPLES / f"{name}.py", tmp_path)))
+
+    monkeypatch.delenv("DISPLAY", raising=False)
+    with plt.rc_context({"backend": "agg"}):
+        yield run_copy
+        plt.close("all")
+
+
+@pytest.mark.slow
+def test_find_bad_rows(run, tmp_path, capsys):
+    said = run("plot_find_bad_rows")
+    assert (tmp_path / "find_bad_rows.png").stat().st_size > 10_000
+    found, n_rows = said["found"], said["n_rows"]
+    assert said["planted"].sum() == n_rows // 10
+    for share in (0.05, 0.1, 0.15, 0.2, 0.3):
+        rows = int(share * n_rows) - 1
+        assert found["leave-one-out loss"][rows] >= found["training loss"][rows]
+    assert said["gain"] >= 4.0
+    shown = capsys.readouterr().out
+    assert f"{said['gain']:.1f} times what random order does" in shown
+    assert "find_bad_rows.png" in shown
+
+
+@pytest.mark.slow
+def test_influence_diagnostics(run, tmp_path, capsys):
+    said = run("plot_influence_diagnostics")
+    assert (tmp_path / "influence_diagnostics.png").stat().st_size > 10_000
+    np.testing.assert_allclose(said["foretold"], said["happened"], rtol=1e-8, atol=1e-8)
+    table = said["table"]
+    for name in ("validation", "test"):
+        np.testing.assert_allclose(table[name, "removal_effect"], table[name, "refit"], rtol=1e-8)
+    # Cook's distance as the textbooks have it.
+    h, e = said["model"].leverage_, said["surprise"]
+    cook = e**2 * h / (said["n_parameters"] * said["variance"])
+    np.testing.assert_allclose(said["cook"], cook, rtol=1e-8)
+    assert "patient" in capsys.readouterr().out
