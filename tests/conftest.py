@@ -10,6 +10,6 @@ _COMMON = {
     "print_blob": True,
     "suppress_health_check": [HealthCheck.too_slow],
 }
-settings.register_profile("default", derandomize=True, max_examples=15, **_COMMON)
+settings.register_profile("default", derandomize=True, max_examples=6, **_COMMON)
 settings.register_profile("thorough", max_examples=300, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))

@@ -40,7 +40,9 @@ class InfluenceEngine:
         self.order = order
         self.batch_size = batch_size
         self.stationarity = stationarity(problem)
-        if damping is None:
+        # A damped curvature belongs to no optimum: the parameters are taken as fitted.
+        self.damped = damping is not None
+        if not self.damped:
             self.state, self.z, self.curvature = polish(problem)
         else:
             self.z = problem.fitted_outputs
@@ -50,7 +52,7 @@ class InfluenceEngine:
         self._orders = {}
         self._exact = None
         self.own = self._own_changes(order)
-        if damping is None:
+        if not self.damped:
             self._warn_if_far(frozen)
 
     def _fitted_state(self):
@@ -157,12 +159,11 @@ class InfluenceEngine:
     # Queries -----------------------------------------------------------------------------------
 
     def outputs(self, features):
-        """Return the outputs of query rows at the optimum, (t, C)."""
+        """Return the outputs of query rows (t, C), and what maps states to their changes."""
         design = self.curvature.design(features)
-        return self._shifted(design, self.state), design
-
-    def _shifted(self, design, state):
-        return self.curvature.output_changes(design, state)[:, 0] + (self.problem.offset)
+        if self.damped:
+            return self.model.outputs(features), design
+        return self.curvature.output_changes(design, self.state)[:, 0] + self.problem.offset, design
 
     def query_blocks(self, n_queries, n_columns):
         """Yield slices of query rows whose output changes take a few tens of megabytes."""
@@ -175,8 +176,13 @@ class InfluenceEngine:
 
     def influence(self, features, y, objective, order):
         """Return the effect of each single removal on each query's objective, (t, n)."""
-        result = torch.empty(features.shape[0], self.curvature.n_rows, dtype=torch.float64)
+        shape = (features.shape[0], self.curvature.n_rows)
+        result = None
         for queries, rows, values in self._stream(features, y, objective, order):
+            if values.shape == shape:
+                return values
+            if result is None:
+                result = torch.empty(shape, dtype=torch.float64)
             result[queries, rows[0] : rows[-1] + 1] = values
         return result
 
@@ -299,6 +305,7 @@ class InfluenceEngine:
 
     def write(self, estimator, state, removed):
         """Put the parameters at a state change into a copy of the final estimator."""
-        parameters = self.parameters_of(self.state + state)
+        start = self.model.fitted_parameters() if self.damped else self.parameters_of(self.state)
+        parameters = start + self.parameters_of(state)
         weights = np.asarray(self.problem.weights)
         self.model.write(estimator, parameters, removed, self.problem.features, weights)

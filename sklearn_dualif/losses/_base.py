@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 import torch
 
+LARGEST_STEP = 300.0
+"""Change of an output whose exponential still fits a double, with room for a sum of them."""
+
 
 class Expansion(NamedTuple):
     """Second-order expansion of the weighted losses in block layout (see `OutputLayout`).
@@ -112,7 +115,8 @@ class Loss(ABC):
 
     def change(self, y, z, dz):
         """Return the change of each row's loss in metric units: dz (..., C) to (...,)."""
-        return self.metric_scale * self.change_terms(y, z, dz).sum(-1)
+        change = _sum_terms(self.change_terms(y, z, dz))
+        return change if self.metric_scale == 1.0 else change.mul_(self.metric_scale)
 
     def slope(self, y, z):
         """Return the gradient of `value` with respect to the outputs, (n, C)."""
@@ -148,6 +152,11 @@ class ElementwiseLoss(Loss):
             coefficient = (torch.sqrt(weights) * coefficient).T.unsqueeze(-1)
         gradient = (weights * self.gradient(y, z)).T.unsqueeze(-1)
         return Expansion(gradient, root.T[..., None, None], coefficient)
+
+
+def _sum_terms(terms):
+    """Return the sum over the last dimension, without a pass over the data for one term."""
+    return terms.squeeze(-1) if terms.shape[-1] == 1 else terms.sum(-1)
 
 
 def _per_output(weights):

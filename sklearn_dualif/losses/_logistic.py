@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import logsigmoid
 
-from ._base import ElementwiseLoss
+from ._base import LARGEST_STEP, ElementwiseLoss
 
 
 class BinaryLogLoss(ElementwiseLoss):
@@ -24,13 +24,15 @@ class BinaryLogLoss(ElementwiseLoss):
     def change_terms(self, y, z, dz):
         sign = self._sign(y)
         step = -sign * dz
+        calm = float(step.max()) <= LARGEST_STEP
+        growth = torch.expm1(step if calm else step.clamp(max=LARGEST_STEP))
+        growth *= torch.sigmoid(-sign * z)
         # log1p keeps the digits of small changes, the difference of two losses those of large ones.
-        growth = torch.sigmoid(-sign * z) * torch.expm1(step.clamp(max=1.0))
-        near = (step <= 1.0) & (growth >= -0.5)
-        if bool(near.all()):
-            return torch.log1p(growth)
-        far = logsigmoid(sign * z) - logsigmoid(sign * (z + dz))
-        return torch.where(near, torch.log1p(growth.clamp(min=-0.5)), far)
+        if calm and float(growth.min()) >= -0.5:
+            return growth.log1p_()
+        far = (step > LARGEST_STEP) | (growth < -0.5)
+        change = logsigmoid(sign * z) - logsigmoid(sign * (z + dz))
+        return torch.where(far, change, torch.log1p(growth.clamp(min=-0.5)))
 
     def gradient(self, y, z):
         sign = self._sign(y)

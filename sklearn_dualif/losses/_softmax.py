@@ -2,7 +2,7 @@
 
 import torch
 
-from ._base import Expansion, Loss, OutputLayout
+from ._base import LARGEST_STEP, Expansion, Loss, OutputLayout
 
 
 def contrasts(n_classes):
@@ -58,13 +58,13 @@ class SoftmaxLogLoss(Loss):
     def change_terms(self, y, z, dz):
         index = y.unsqueeze(-1).expand(*dz.shape[:-1], 1)
         step = dz - torch.take_along_dim(dz, index, -1)
-        calm = float(step.max()) <= 1.0
-        near = torch.expm1(step if calm else step.clamp(max=1.0))
+        calm = float(step.max()) <= LARGEST_STEP
+        near = torch.expm1(step if calm else step.clamp(max=LARGEST_STEP))
         growth = torch.linalg.vecdot(near, torch.softmax(z, -1)).unsqueeze(-1)
         # log1p keeps the digits of small changes, the log-sum-exp those of large ones.
         if calm and float(growth.min()) >= -0.5:
             return torch.log1p(growth)
-        far = (step.amax(-1, keepdim=True) > 1.0) | (growth < -0.5)
+        far = (step.amax(-1, keepdim=True) > LARGEST_STEP) | (growth < -0.5)
         exact = torch.logsumexp(torch.log_softmax(z, -1) + step, -1, keepdim=True)
         return torch.where(far, exact, torch.log1p(growth.clamp(min=-0.5)))
 

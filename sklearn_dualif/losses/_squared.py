@@ -26,7 +26,7 @@ class HalfSquaredError(ElementwiseLoss):
         return 0.5 * (z - y) ** 2
 
     def change_terms(self, y, z, dz):
-        return dz * (z - y + 0.5 * dz)
+        return (0.5 * dz).add_(z - y).mul_(dz)
 
     def gradient(self, y, z):
         return z - y

@@ -122,6 +122,10 @@ class ModelFunction(ABC):
         """Return parameters (n_parameters, m) from (G, D, k_p, m) weights and (G, f, m) free."""
 
     @abstractmethod
+    def fitted_parameters(self):
+        """Return the parameters as fitted, (n_parameters,), in the order of `flatten`."""
+
+    @abstractmethod
     def parameter_names(self, n_rows):
         """Return the names of the parameters, in the order of `flatten`."""
 
@@ -216,6 +220,12 @@ class LinearModel(ModelFunction):
         to_free = torch.linalg.pinv(layout.basis @ self.free_jacobian)
         free = self._shifts.reshape(shape[:2]) @ to_free.T
         return torch.cat([free, weights], 1)[..., None]
+
+    def fitted_parameters(self):
+        start, n_free = self.start(), self.free_jacobian.shape[1]
+        outputs = self.layout.selector.shape[1]
+        weights = start[:, n_free:].reshape(len(start), -1, outputs, 1)
+        return self.flatten(weights, start[:, :n_free])[:, 0].numpy()
 
     def flatten(self, weights, free):
         layout, m = self.layout, weights.shape[-1]
@@ -337,6 +347,9 @@ class KernelModel(ModelFunction):
 
     def start(self):
         return None
+
+    def fitted_parameters(self):
+        return self.dual_coef.ravel()
 
     def flatten(self, weights, free):
         return weights[:, :, 0].permute(1, 0, 2).reshape(-1, weights.shape[-1])
