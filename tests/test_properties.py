@@ -31,6 +31,9 @@ from sklearn.svm import LinearSVC, LinearSVR
 
 from sklearn_dualif import InfluenceEstimator
 
+# scikit-learn says that it goes on with lbfgs, from where the effects are polished.
+pytestmark = pytest.mark.filterwarnings("ignore:Line search of Newton solver")
+
 NEWTON = {"solver": "newton-cholesky", "tol": 1e-12, "max_iter": 10_000}
 LIBLINEAR = {"tol": 1e-10, "max_iter": 1_000_000}
 SVR = {"loss": "squared_epsilon_insensitive", "epsilon": 0.2, "dual": False, **LIBLINEAR}

@@ -166,12 +166,16 @@ class Curvature(ABC):
             outward = layout.basis @ layout.selector
             flat = torch.einsum("co,gdom->dmgc", outward, weights)
         flat = flat.reshape(self.width, -1)
-        values = design @ flat if torch.is_tensor(design) else design.dot(flat)
-        values = values.reshape(-1, m, layout.n_outputs)
         if self.n_free:
             shifts = (layout.basis @ self.free) @ state[:, : self.n_free]
-            values += shifts.permute(2, 0, 1).reshape(m, -1)
-        return values
+            shifts = shifts.permute(2, 0, 1).reshape(-1)
+        else:
+            shifts = flat.new_zeros(1)
+        if torch.is_tensor(design):
+            values = torch.addmm(shifts, design, flat)
+        else:
+            values = design.shifted_dot(flat, shifts)
+        return values.reshape(-1, m, layout.n_outputs)
 
     def ridge_gradient(self, state, ridge):
         """Return the gradient of ``ridge ||weights||^2 / 2`` at a state; one ridge a column."""

@@ -15,7 +15,8 @@ from ._exact import (
 )
 from ._problem import polish, stationarity
 
-_BLOCK_DOUBLES = 6 * 2**20
+_BLOCK_DOUBLES = 2**19
+_KEPT_DOUBLES = 2**23
 _FAR = 0.1
 
 
@@ -114,7 +115,7 @@ class InfluenceEngine:
             yield from self._exact
             return
         blocks = []
-        small = self.state.numel() * self.curvature.n_rows <= _BLOCK_DOUBLES
+        small = self.state.numel() * self.curvature.n_rows <= _KEPT_DOUBLES
         for block in leave_one_out_states(
             self.problem, self.curvature, self.state, self.z, self.leave_one_out("newton")
         ):
@@ -166,7 +167,7 @@ class InfluenceEngine:
         return self.curvature.output_changes(design, self.state)[:, 0] + self.problem.offset, design
 
     def query_blocks(self, n_queries, n_columns):
-        """Yield slices of query rows whose output changes take a few tens of megabytes."""
+        """Yield slices of query rows whose output changes take a few megabytes."""
         step = _BLOCK_DOUBLES // max(1, n_columns * self.z.shape[1])
         if self.batch_size is not None:
             step = min(step, self.batch_size)

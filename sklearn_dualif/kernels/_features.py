@@ -71,6 +71,12 @@ class LinearFeatures:
             return torch.from_numpy(np.ascontiguousarray(self.matrix @ columns.numpy()))
         return self.matrix @ columns
 
+    def shifted_dot(self, columns, shifts):
+        """Return ``X @ columns + shifts`` in one pass, shifts (m,) or (1,)."""
+        if self.is_sparse:
+            return self.dot(columns).add_(shifts)
+        return torch.addmm(shifts, self.matrix, columns)
+
     def transposed_dot(self, columns):
         """Return ``X.T @ columns`` for (n, m) columns."""
         if self.is_sparse:

@@ -12,9 +12,6 @@ from typing import NamedTuple
 
 import torch
 
-LARGEST_STEP = 300.0
-"""Change of an output whose exponential still fits a double, with room for a sum of them."""
-
 
 class Expansion(NamedTuple):
     """Second-order expansion of the weighted losses in block layout (see `OutputLayout`).

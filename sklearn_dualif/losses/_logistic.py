@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import logsigmoid
 
-from ._base import LARGEST_STEP, ElementwiseLoss
+from ._base import ElementwiseLoss
 
 
 class BinaryLogLoss(ElementwiseLoss):
@@ -23,16 +23,14 @@ class BinaryLogLoss(ElementwiseLoss):
 
     def change_terms(self, y, z, dz):
         sign = self._sign(y)
-        step = -sign * dz
-        calm = float(step.max()) <= LARGEST_STEP
-        growth = torch.expm1(step if calm else step.clamp(max=LARGEST_STEP))
-        growth *= torch.sigmoid(-sign * z)
+        growth = (-sign * dz).expm1_().mul_(torch.sigmoid(-sign * z))
         # log1p keeps the digits of small changes, the difference of two losses those of large ones.
-        if calm and float(growth.min()) >= -0.5:
+        low, high = torch.aminmax(growth)
+        if float(low) >= -0.5 and float(high) < torch.inf:
             return growth.log1p_()
-        far = (step > LARGEST_STEP) | (growth < -0.5)
+        near = (growth >= -0.5) & (growth < torch.inf)
         change = logsigmoid(sign * z) - logsigmoid(sign * (z + dz))
-        return torch.where(far, change, torch.log1p(growth.clamp(min=-0.5)))
+        return torch.where(near, torch.log1p(growth.clamp(min=-0.5)), change)
 
     def gradient(self, y, z):
         sign = self._sign(y)

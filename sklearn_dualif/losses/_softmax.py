@@ -2,7 +2,10 @@
 
 import torch
 
-from ._base import LARGEST_STEP, Expansion, Loss, OutputLayout
+from ._base import Expansion, Loss, OutputLayout
+
+# Change of an output whose exponential still fits a double, with room for a sum of them.
+_LARGEST_STEP = 300.0
 
 
 def contrasts(n_classes):
@@ -58,13 +61,13 @@ class SoftmaxLogLoss(Loss):
     def change_terms(self, y, z, dz):
         index = y.unsqueeze(-1).expand(*dz.shape[:-1], 1)
         step = dz - torch.take_along_dim(dz, index, -1)
-        calm = float(step.max()) <= LARGEST_STEP
-        near = torch.expm1(step if calm else step.clamp(max=LARGEST_STEP))
+        calm = float(step.max()) <= _LARGEST_STEP
+        near = torch.expm1(step if calm else step.clamp(max=_LARGEST_STEP))
         growth = torch.linalg.vecdot(near, torch.softmax(z, -1)).unsqueeze(-1)
         # log1p keeps the digits of small changes, the log-sum-exp those of large ones.
         if calm and float(growth.min()) >= -0.5:
             return torch.log1p(growth)
-        far = (step.amax(-1, keepdim=True) > LARGEST_STEP) | (growth < -0.5)
+        far = (step.amax(-1, keepdim=True) > _LARGEST_STEP) | (growth < -0.5)
         exact = torch.logsumexp(torch.log_softmax(z, -1) + step, -1, keepdim=True)
         return torch.where(far, exact, torch.log1p(growth.clamp(min=-0.5)))
 
