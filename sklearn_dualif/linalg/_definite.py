@@ -1,8 +1,9 @@
 """Dense symmetric positive (semi)definite matrices."""
 
 import torch
+from scipy.linalg import lapack
 
-_BASE = 256
+from ..exceptions import SingularCurvatureError
 
 
 def symmetric_pseudo_inverse(matrix):
@@ -13,41 +14,17 @@ def symmetric_pseudo_inverse(matrix):
 
 
 def inverse_from_cholesky(lower):
-    """Return ``(L L^T)^{-1}`` (n, n) of a lower triangular factor.
+    """Return ``(L L^T)^{-1}`` (n, n) of a lower triangular factor, which is overwritten.
 
-    Halves recursively, so that all but the smallest blocks are matrix products: several times as
-    fast as LAPACK's ``potri``.
+    By SciPy's LAPACK: its ``potri`` is many times as fast as torch's on a processor.
     """
-    factor = lower.clone()
-    _invert_triangle(factor)
-    inverse = torch.empty_like(factor)
-    _fill_gram(factor, inverse)
+    # The transpose of a row-major matrix is the column-major one that LAPACK overwrites in place.
+    upper, info = lapack.dpotri(lower.numpy().T, lower=0, overwrite_c=1)
+    if info != 0:
+        raise SingularCurvatureError(
+            "A Cholesky factor with a zero on its diagonal has no inverse."
+        )
+    inverse = torch.from_numpy(upper.T)
+    inverse.tril_()
+    inverse += inverse.tril(-1).T
     return inverse
-
-
-def _invert_triangle(lower):
-    """Replace a lower triangular matrix by its inverse."""
-    n = len(lower)
-    if n <= _BASE:
-        eye = torch.eye(n, dtype=lower.dtype, device=lower.device)
-        lower.copy_(torch.linalg.solve_triangular(lower, eye, upper=False))
-        return
-    h = n // 2
-    _invert_triangle(lower[:h, :h])
-    _invert_triangle(lower[h:, h:])
-    lower[h:, :h] = -(lower[h:, h:] @ (lower[h:, :h] @ lower[:h, :h]))
-
-
-def _fill_gram(lower, gram):
-    """Put ``X^T X`` of a lower triangular X into ``gram``."""
-    n = len(lower)
-    if n <= _BASE:
-        gram.copy_(lower.T @ lower)
-        return
-    h = n // 2
-    _fill_gram(lower[:h, :h], gram[:h, :h])
-    _fill_gram(lower[h:, h:], gram[h:, h:])
-    gram[:h, :h].addmm_(lower[h:, :h].T, lower[h:, :h])
-    corner = lower[h:, h:].T @ lower[h:, :h]
-    gram[h:, :h] = corner
-    gram[:h, h:] = corner.T
