@@ -24,9 +24,9 @@ from helpers import (
     shown,
     without,
 )
-from references import margin, metric_loss, prediction, refit_relabelled, rows_mask
+from references import freeze, margin, metric_loss, prediction, refit_relabelled, rows_mask
 from sklearn.base import is_classifier
-from sklearn.linear_model import LinearRegression
+from sklearn.linear_model import HuberRegressor, LinearRegression
 
 from sklearn_dualif import InfluenceEstimator
 
@@ -341,3 +341,21 @@ def test_repeated_features_without_a_penalty():
         after = LinearRegression().fit(X[kept], y[kept]).predict(queries)
         change = influence.output_change(rows, queries)[:, 0]
         assert relative(change, after - before) < SQUARED
+
+
+# A removal after which the optimum lies far from the start
+
+
+@pytest.mark.parametrize("solver", ["primal", "dual"])
+def test_huber_removal_that_moves_the_scale_far(solver):
+    rng = np.random.default_rng(2141896)
+    X = rng.standard_normal((18, 3))
+    y = X[:, 0] + rng.standard_normal(18)
+    s = rng.uniform(0.3, 2.0, 18)
+    s[[2, 7]] = 0.0
+    estimator = HuberRegressor(alpha=0.5, tol=1e-9, max_iter=10_000)
+    influence = InfluenceEstimator(estimator, solver=solver).fit(X, y, sample_weight=s)
+    reference = freeze(estimator, X, y, s)
+    expected = losses(reference.without([4]), X, y) - losses(reference.refit(), X, y)
+    assert relative(influence.removal_effect([4], order="exact"), expected) < REFINEMENT
+    assert relative(influence.influence(X, y, order="exact")[:, 4], expected) < REFINEMENT

@@ -49,7 +49,7 @@ class InfluenceEngine:
             self.z = problem.fitted_outputs
             self.curvature = problem.curvature(self.z, ridge=damping)
             self.state = self._fitted_state()
-        self.curvature.anchor(self.state, problem.shares)
+        self.curvature.anchor(*self._anchor(damping))
         self._orders = {}
         self._exact = None
         self.own = self._own_changes(order)
@@ -64,6 +64,22 @@ class InfluenceEngine:
             start = self.curvature.sum_gradients(representer)
             start[:, : self.curvature.n_free] = 0.0
         return start
+
+    def _anchor(self, damping):
+        """Return the parameters and penalty shares that removals refer to.
+
+        A damped curvature loses the row's part of the damping, while the gradient still loses its
+        part of the model's own penalty: the product of share and parameters stays the model's.
+        """
+        shares = self.problem.shares
+        if damping is None or shares is None:
+            return self.state, shares
+        ratio = float(damping[0] / self.problem.ridge[0])
+        if ratio == 0.0:
+            return self.state, None
+        if isinstance(self.curvature, DualCurvature):
+            return self.state, ratio * shares
+        return self.state / ratio, ratio * shares
 
     def _warn_if_far(self, frozen):
         moved = self.z - self.problem.fitted_outputs

@@ -36,6 +36,8 @@ def _from_start(problem, curvature, state, z, start):
         start, guess = torch.zeros_like(start), z
     optimum, _, _, converged = minimise(problem, state + start, guess)
     if not converged:
+        optimum, _, _, converged = minimise(problem, state, z)
+    if not converged:
         raise ValueError(
             "order='exact' found no optimum of the objective after this change of rows (classes "
             "that become separable without a penalty have none). Use order='newton', or give the "

@@ -42,8 +42,6 @@ def build_problem(model, X, y, sample_weight, solver, memory_limit, damping=None
     ridge = model.penalty.ridge(sample_weight, model.n_factors)
     shares = model.penalty.shares(sample_weight)
     curvature_ridge = ridge if damping is None else torch.full_like(ridge, damping)
-    if damping is not None and shares is not None:
-        shares = shares * damping / float(ridge[0]) if damping else None
     form = choose_form(model, features, curvature_ridge, solver, memory_limit)
     problem = TrainingProblem(model, features, targets, weights, ridge, shares, form)
     return problem, None if damping is None else curvature_ridge

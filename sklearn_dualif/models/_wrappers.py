@@ -104,6 +104,12 @@ def final_fit_params(estimator, fit_params):
             fit_params = routed[name].fit if name in routed else {}
         else:
             prefix = f"{name}__"
+            for key in fit_params:
+                if "__" not in key:
+                    raise ValueError(
+                        f"A Pipeline does not know for which step {key!r} is meant. Pass it as "
+                        f"'{prefix}{key}'."
+                    )
             fit_params = {
                 key.removeprefix(prefix): value
                 for key, value in fit_params.items()
