@@ -157,12 +157,15 @@ def minimise(problem, state, z):
         if not moved < torch.inf:
             return state, z, curvature, False
         at_floor = moved <= _LOOSE and moved > 0.5 * previous
-        if moved <= _TIGHT or at_floor:
+        size = 1.0
+        if moved > _TIGHT and not at_floor:
+            size = _line_search(problem, curvature, state, z, step, dz, gradient)
+        if size == 0.0 and moved > _LOOSE:
+            return state, z, curvature, False
+        if size == 0.0 or moved <= _TIGHT or at_floor:
+            # Below what the objective can tell, the step itself is the better judge.
             z = z + dz
             return state + step, z, curvature.refresh(problem.expand(z)), True
-        size = _line_search(problem, curvature, state, z, step, dz, gradient)
-        if size == 0.0:
-            return state, z, curvature, moved <= _LOOSE
         state, z, previous = state + size * step, z + size * dz, moved
         if not problem.model.loss.quadratic:
             curvature = problem.curvature(z)
@@ -186,7 +189,7 @@ def _line_search(problem, curvature, state, z, step, dz, gradient):
     ridge = problem.ridge[:, None, None]
     covector = curvature.dual_vector(curvature.ridge_gradient(step, ridge))
     along, square = float((covector * state).sum()), float((covector * step).sum())
-    size = 1.0
+    size = loss.largest_step(z, dz)
     while size > 1e-10:
         if loss.in_domain(z + size * dz):
             change = float((weights * loss.change_terms(y, z, size * dz)).sum())

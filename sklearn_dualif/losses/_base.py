@@ -98,6 +98,10 @@ class Loss(ABC):
         """Tell whether the loss is finite at the outputs ``z``."""
         return bool(torch.isfinite(z).all())
 
+    def largest_step(self, z, dz):
+        """Return the largest share of a step dz from z that a line search may try first."""
+        return 1.0
+
     def total(self, y, z, weights):
         """Return the weighted sum of all terms."""
         return float((self.terms(y, z) * _per_output(weights)).sum())

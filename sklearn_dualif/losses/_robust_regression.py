@@ -76,6 +76,11 @@ class ScaledHuber(Loss):
     def in_domain(self, z):
         return super().in_domain(z) and bool((z[..., 1] > 0).all())
 
+    def largest_step(self, z, dz):
+        # Near scale 0 all rows are outliers and the curvature is gone: halve it at most.
+        shrinking = float((-dz[..., 1] / z[..., 1]).max())
+        return 1.0 if shrinking <= 0.5 else 0.5 / shrinking
+
     def _inlier(self, residual, scale):
         return residual.abs() <= self.epsilon * scale
 
