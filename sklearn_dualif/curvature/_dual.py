@@ -43,6 +43,8 @@ class DualCurvature(Curvature):
     def _weighted_kernel(self):
         """Return ``A = S^T K S``, (Gs, n q, n q)."""
         blocks, n, outputs, q = self.root.shape
+        if self.root.shape == (1, n, 1, 1) and bool((self.root == 1.0).all()):
+            return self.kernel[None]
         result = torch.zeros(blocks, n * q, n * q, dtype=torch.float64)
         for block in range(blocks):
             view = result[block].view(n, q, n, q)
@@ -70,7 +72,7 @@ class DualCurvature(Curvature):
                 small = symmetric_pseudo_inverse(self.free_root[block].T @ solved)
                 inverse = inverse - solved @ small @ solved.T
             projected.append(inverse)
-        self.inverse = torch.stack(projected)
+        self.inverse = projected[0][None] if len(projected) == 1 else torch.stack(projected)
 
     def _diagonalize(self):
         maps, spectra = [], []

@@ -5,6 +5,8 @@ from scipy.linalg import lapack
 
 from ..exceptions import SingularCurvatureError
 
+_BLOCK = 512
+
 
 def symmetric_pseudo_inverse(matrix):
     """Return the pseudo-inverse of a symmetric positive semidefinite (f, f) matrix."""
@@ -25,6 +27,9 @@ def inverse_from_cholesky(lower):
             "A Cholesky factor with a zero on its diagonal has no inverse."
         )
     inverse = torch.from_numpy(upper.T)
-    inverse.tril_()
-    inverse += inverse.tril(-1).T
+    for start in range(0, len(inverse), _BLOCK):
+        stop = start + _BLOCK
+        corner = inverse[start:stop, start:stop]
+        corner.copy_(corner.tril() + corner.tril(-1).T)
+        inverse[start:stop, stop:] = inverse[stop:, start:stop].T
     return inverse
