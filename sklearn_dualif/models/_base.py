@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -82,7 +83,7 @@ class ModelFunction(ABC):
             X = transformer.transform(X)
         return X
 
-    @property
+    @cached_property
     def layout(self):
         """How the latent outputs split into blocks."""
         return self.loss.layout(self.n_latent)
@@ -203,7 +204,7 @@ class LinearModel(ModelFunction):
     def outputs(self, features):
         return features.dot(self._weights.T.contiguous()) + self._shifts
 
-    @property
+    @cached_property
     def free_jacobian(self):
         k = self.layout.n_coordinates
         eye = torch.eye(k, dtype=torch.float64)
