@@ -15,7 +15,7 @@ from ._exact import (
 )
 from ._problem import polish, stationarity
 
-_BLOCK_DOUBLES = 2**19
+_BLOCK_DOUBLES = 2**17
 _KEPT_DOUBLES = 2**23
 _FAR = 0.1
 
@@ -183,7 +183,7 @@ class InfluenceEngine:
         return self.curvature.output_changes(design, self.state)[:, 0] + self.problem.offset, design
 
     def query_blocks(self, n_queries, n_columns):
-        """Yield slices of query rows whose output changes take a few megabytes."""
+        """Yield slices of query rows whose output changes fit a processor cache."""
         step = _BLOCK_DOUBLES // max(1, n_columns * self.z.shape[1])
         if self.batch_size is not None:
             step = min(step, self.batch_size)
