@@ -33,9 +33,10 @@ from references import (
 )
 from scipy.special import softmax
 from scipy.stats import linregress
-from sklearn.base import clone
-from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
+from sklearn.base import clone, is_classifier
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
+from sklearn.linear_model import LogisticRegression, SGDClassifier, SGDRegressor
+from sklearn.preprocessing import scale
 
 from sklearn_dualif import InfluenceEstimator
 
@@ -253,6 +254,43 @@ def test_parameters_plus_their_change_are_those_of_the_optimum(name):
         found = np.concatenate([np.ravel(unmoved.coef_), np.ravel(unmoved.intercept_)])
         expected = parameters(full(each))[: len(found)]
         assert relative(found, expected) < 1e-8
+
+
+# Real refits
+
+
+@pytest.mark.parametrize(
+    ("load", "model"),
+    [
+        (load_breast_cancer, SGDClassifier(loss="log_loss")),
+        (load_diabetes, SGDRegressor()),
+        (load_diabetes, SGDRegressor(loss="huber", epsilon=1.0)),
+    ],
+    ids=["log-loss", "squared", "huber"],
+)
+def test_averaged_sgd_moves_as_its_own_refits(load, model):
+    X, y = load(return_X_y=True)
+    X = scale(X)
+    if not is_classifier(model):
+        y = scale(y)
+    order = np.random.default_rng(0).permutation(len(y))
+    X, X_test, y = X[order[:300]], X[order[300:]], y[order[:300]]
+    # 1000 passes, of which the last hundred are averaged.
+    model = clone(model).set_params(
+        alpha=0.01, max_iter=1000, tol=None, average=270_000, random_state=0
+    )
+    influence = InfluenceEstimator(model, objective="prediction").fit(X, y)
+    outputs = "decision_function" if is_classifier(model) else "predict"
+    before = getattr(influence, outputs)(X_test)
+    rows = np.random.default_rng(1).permutation(300)[:30]
+    refits = [
+        getattr(model.fit(np.delete(X, row, 0), np.delete(y, row)), outputs)(X_test) for row in rows
+    ]
+    truth = np.stack(refits, axis=1) - before[:, None]
+    effects = influence.influence(X_test, order="exact")[:, rows]
+    fit = linregress(effects.ravel(), truth.ravel())
+    assert fit.rvalue > 0.99
+    assert 0.95 < fit.slope < 1.05
 
 
 @pytest.mark.slow

@@ -289,7 +289,7 @@ def test_batches_and_blocks_change_nothing(name, order, monkeypatch):
             monkeypatch.setattr(
                 "sklearn_dualif.curvature._base.Curvature." + name_of_limit, lambda self: 7
             )
-        monkeypatch.setattr("sklearn_dualif.influence._engine._BLOCK_DOUBLES", 5)
+        monkeypatch.setattr("sklearn_dualif.influence._engine._TILE_DOUBLES", 5)
         monkeypatch.setattr("sklearn_dualif.influence._exact._BLOCK_DOUBLES", 300)
         assert_equal_numbers(numbers(fit(None), each.X_query, each.y_query), whole, 1e-10)
         monkeypatch.undo()

@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
+from sklearn.utils import gen_batches
 
 DEGENERATE = 1e-10
 """Eigenvalues of I - h below this belong to rows that alone fix a direction."""
@@ -54,7 +55,8 @@ class Curvature(ABC):
     layout : OutputLayout
         How outputs split into blocks of coupled coordinates.
     free : (k, f) tensor
-        Jacobian of a row's block coordinates with respect to the free parameters.
+        Jacobian of a row's block coordinates with respect to the free parameters; orthonormal
+        columns.
     expansion : Expansion
         Gradients and curvature roots of the weighted losses.
     ridge : (Gs,) tensor
@@ -192,7 +194,7 @@ class Curvature(ABC):
         """
         parts = [
             self._leave_out_block(rows, first_order)
-            for rows in torch.arange(self.n_rows).split(self._rows_per_block())
+            for rows in gen_batches(self.n_rows, self._rows_per_block())
         ]
         coefficients, own, *rest = zip(*parts, strict=True)
         result = LeaveOneOut(

@@ -211,6 +211,7 @@ class DualCurvature(Curvature):
 
     def row_quadratics(self, rows, shift=None):
         k = self.layout.n_coordinates
+        rows = torch.arange(self.n_rows)[rows]
         columns = []
         for coordinate in range(k):
             unit = torch.zeros(len(self.root), len(rows), k, dtype=torch.float64)
@@ -222,6 +223,7 @@ class DualCurvature(Curvature):
     def _leave_out_block(self, rows, first_order):
         if not self.has_coefficients:
             return super()._leave_out_block(rows, first_order)
+        rows = torch.arange(self.n_rows)[rows]
         blocks, q = self.root.shape[0], self.rank_per_row
         columns = self._project_rows(rows)
         hat = self._hat_blocks(rows, columns)

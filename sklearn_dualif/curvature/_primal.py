@@ -13,9 +13,8 @@ class PrimalCurvature(Curvature):
 
     def _factorize(self):
         shift = self.features.column_means()
-        recenter = symmetric_pseudo_inverse(self.free.T @ self.free) @ self.free.T
         # A free intercept absorbs any shift of the features; without one they stay as they are.
-        spans = self.free @ recenter @ self.layout.selector
+        spans = self.free @ self.free.T @ self.layout.selector
         centered = self.n_free > 0 and torch.allclose(spans, self.layout.selector)
         shift = shift if centered else torch.zeros_like(shift)
         curvatures = self.expansion.root @ self.expansion.root.mT
@@ -26,7 +25,7 @@ class PrimalCurvature(Curvature):
             if centered:
                 weights = matrix[self.n_free :].reshape(self.width, -1, matrix.shape[1])
                 offset = torch.einsum("d,dor->or", shift, weights)
-                matrix[: self.n_free] -= recenter @ self.layout.selector @ offset
+                matrix[: self.n_free] -= self.free.T @ self.layout.selector @ offset
             maps.append(matrix)
             spectra.append(whitening.inverse_spectrum)
         rank = max(matrix.shape[1] for matrix in maps)

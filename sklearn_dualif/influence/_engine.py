@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import torch
+from sklearn.utils import gen_batches
 
 from ..curvature import DualCurvature
 from ..exceptions import InfluenceWarning, NotStationaryWarning
@@ -15,7 +16,8 @@ from ._exact import (
 )
 from ._problem import polish, stationarity
 
-_BLOCK_DOUBLES = 2**17
+_TILE_DOUBLES = 2**17
+_TILE_ROWS = 64
 _KEPT_DOUBLES = 2**23
 _FAR = 0.1
 
@@ -182,42 +184,41 @@ class InfluenceEngine:
             return self.model.outputs(features), design
         return self.curvature.output_changes(design, self.state)[:, 0] + self.problem.offset, design
 
-    def query_blocks(self, n_queries, n_columns):
-        """Yield slices of query rows whose output changes fit a processor cache."""
-        step = _BLOCK_DOUBLES // max(1, n_columns * self.z.shape[1])
-        if self.batch_size is not None:
-            step = min(step, self.batch_size)
-        step = max(1, min(step, n_queries))
-        for start in range(0, n_queries, step):
-            yield slice(start, min(n_queries, start + step))
+    def tiles(self, n_queries, n_columns):
+        """Yield slices of queries and of columns whose output changes fit a processor cache."""
+        size = _TILE_DOUBLES // self.z.shape[1]
+        tall = min(n_queries, _TILE_ROWS if self.batch_size is None else self.batch_size)
+        wide = max(1, min(n_columns, size // max(1, tall)))
+        tall = max(1, min(tall, size // wide))
+        for columns in gen_batches(n_columns, wide):
+            for queries in gen_batches(n_queries, tall):
+                yield queries, columns
 
     def influence(self, features, y, objective, order):
         """Return the effect of each single removal on each query's objective, (t, n)."""
-        shape = (features.shape[0], self.curvature.n_rows)
-        result = None
-        for queries, rows, values in self._stream(features, y, objective, order):
-            if values.shape == shape:
-                return values
-            if result is None:
-                result = torch.empty(shape, dtype=torch.float64)
-            result[queries, rows[0] : rows[-1] + 1] = values
+        result = torch.empty(features.shape[0], self.curvature.n_rows, dtype=torch.float64)
+        for queries, columns, values in self._stream(features, y, objective, order):
+            result[queries, columns] = values
         return result
 
     def mean_influence(self, features, y, objective, order):
         """Return the effect of each single removal on the mean objective of queries, (n,)."""
         result = torch.zeros(self.curvature.n_rows, dtype=torch.float64)
-        for _, rows, values in self._stream(features, y, objective, order):
-            result[rows] += values.sum(0)
+        for _, columns, values in self._stream(features, y, objective, order):
+            result[columns] += values.sum(0)
         return result / features.shape[0]
 
     def _stream(self, features, y, objective, order):
+        """Yield (queries, columns, effects) of a tile of all single removals at a time."""
         z, design = self.outputs(features)
         for rows, states in self._removal_states(order):
-            for queries in self.query_blocks(features.shape[0], len(rows)):
+            first = int(rows[0])
+            for queries, columns in self.tiles(features.shape[0], len(rows)):
                 part = design[queries] if torch.is_tensor(design) else design.take(queries)
-                dz = self.curvature.output_changes(part, states)
+                dz = self.curvature.output_changes(part, states[..., columns])
                 targets = None if y is None else y[queries]
-                yield queries, rows, self._effect(objective, order, z[queries], dz, targets)
+                values = self._effect(objective, order, z[queries], dz, targets)
+                yield queries, slice(first + columns.start, first + columns.stop), values
 
     @staticmethod
     def _effect(objective, order, z, dz, y):

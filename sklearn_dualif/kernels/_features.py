@@ -8,6 +8,7 @@ product of its features with a fixed (k, k) pattern of outputs, and is never for
 import numpy as np
 import torch
 from scipy import sparse
+from sklearn.utils import gen_batches
 
 _BLOCK_BYTES = 32 * 2**20
 
@@ -129,11 +130,8 @@ class LinearFeatures:
         return result.view(d, m, d).transpose(0, 1)
 
     def blocks(self, width):
-        """Yield slices of rows such that (rows, width) doubles stay within a few megabytes."""
-        n = self.shape[0]
-        step = max(1, min(n, _BLOCK_BYTES // (8 * max(width, 1))))
-        for start in range(0, n, step):
-            yield slice(start, min(n, start + step))
+        """Return slices of rows such that (rows, width) doubles stay within a few megabytes."""
+        return gen_batches(self.shape[0], max(1, _BLOCK_BYTES // (8 * max(width, 1))))
 
 
 class KernelFeatures:

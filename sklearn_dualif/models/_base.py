@@ -112,7 +112,7 @@ class ModelFunction(ABC):
     @property
     @abstractmethod
     def free_jacobian(self):
-        """Jacobian (k, f) of a row's block coordinates with respect to the free parameters."""
+        """Jacobian (k, f) of a row's block coordinates by the free parameters, orthonormal."""
 
     @abstractmethod
     def start(self):
@@ -218,8 +218,7 @@ class LinearModel(ModelFunction):
         shape = (layout.n_blocks, layout.basis.shape[0], -1)
         to_weights = (layout.basis @ layout.selector).T
         weights = (to_weights @ self._weights.reshape(shape)).mT.flatten(1)
-        to_free = torch.linalg.pinv(layout.basis @ self.free_jacobian)
-        free = self._shifts.reshape(shape[:2]) @ to_free.T
+        free = self._shifts.reshape(shape[:2]) @ (layout.basis @ self.free_jacobian)
         return torch.cat([free, weights], 1)[..., None]
 
     def fitted_parameters(self):
