@@ -6,8 +6,11 @@ that of a few passes over the data, since one row moves the others' curvature li
 which that is not so are finished one at a time.
 """
 
+import warnings
+
 import torch
 
+from ..exceptions import InfluenceWarning
 from ._problem import minimise
 
 _STEPS = 60
@@ -63,17 +66,26 @@ def leave_one_out_states(problem, curvature, state, z, newton):
         Newton's removals, the starting points.
     """
     n = problem.features.shape[0]
+    alone = _alone_in_class(problem)
+    if bool(alone.any()):
+        row = int(torch.nonzero(alone)[0, 0])
+        warnings.warn(
+            f"Row {row} is the last row of its class, and no refit keeps a class without rows; its "
+            "effects are those of order='newton'.",
+            InfluenceWarning,
+            stacklevel=2,
+        )
     width = max(1, min(n, _BLOCK_DOUBLES // (n * z.shape[1])))
     for rows in torch.arange(n).split(width):
-        yield rows, _block_of_removals(problem, curvature, state, z, newton, rows)
+        yield rows, _block_of_removals(problem, curvature, state, z, newton, rows, alone[rows])
 
 
-def _block_of_removals(problem, curvature, state, z, newton, rows):
+def _block_of_removals(problem, curvature, state, z, newton, rows, alone):
     """Return the exact states (G, D, b) of single removals."""
     states = curvature.removal_states(rows, newton)
     if problem.model.loss.quadratic:
         return states
-    fixed = newton.degenerate[rows] | _last_of_class(problem, rows)
+    fixed = newton.degenerate[rows] | alone
     active = torch.nonzero(~fixed)[:, 0]
     design = curvature.design(problem.features)
     shares = None if problem.shares is None else problem.shares[rows]
@@ -142,15 +154,15 @@ class _Downdate:
         return solution + self.curvature.solve(self.curvature.row_gradients(rows, pushed), shift)
 
 
-def _last_of_class(problem, rows):
+def _alone_in_class(problem):
     """Tell which rows are the only one of their class, whose removal has no optimum to find."""
     if problem.model.targets.classes is None:
-        return torch.zeros(len(rows), dtype=torch.bool)
+        return torch.zeros(len(problem.y), dtype=torch.bool)
     y = problem.y if problem.y.ndim == 1 else class_codes(problem.y)
     weighted = problem.weights if problem.weights.ndim == 1 else problem.weights.sum(1)
     counts = torch.zeros(int(y.max()) + 1, dtype=torch.long)
     counts.index_add_(0, y[weighted > 0], torch.ones_like(y[weighted > 0]))
-    return (counts[y[rows]] == 1) & (weighted[rows] > 0)
+    return (counts[y] == 1) & (weighted > 0)
 
 
 def class_codes(y):
