@@ -4,4 +4,17 @@ from ._estimator import InfluenceEstimator
 
 __version__ = "0.1.0"
 
-__all__ = ["InfluenceEstimator", "__version__"]
+__all__ = ["InfluenceEstimator", "TorchModel", "__version__", "linearize"]
+
+
+def __getattr__(name):
+    # These need torch, whose import takes seconds.
+    if name == "TorchModel":
+        from .models import TorchModel
+
+        return TorchModel
+    if name == "linearize":
+        from .models import linearize
+
+        return linearize
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

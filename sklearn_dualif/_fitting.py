@@ -13,6 +13,7 @@ from .influence import build_engine, build_problem, leave_one_out_ridge
 from .linalg import parse_bytes
 from .losses import HalfSquaredError
 from .models import (
+    NetworkModel,
     as_model_function,
     check_supported,
     final_estimator,
@@ -52,6 +53,7 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
     own = final_fit_params(fitted, fit_params)
     model = as_model_function(fitted)
     weights = _sample_weight(own, X, y)
+    model = model.prepared(X, **_network_options(influence, model))
     model = replace(model, targets=model.targets.freeze(np.asarray(y), weights))
     problem, damping = build_problem(model, X, y, weights, influence.solver, memory_limit, damping)
     with _stage(progress, influence, 1):
@@ -81,6 +83,20 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
             f"effective dimension {influence.effective_dimension_:.4g}, "
             f"{time.perf_counter() - started:.2f} s"
         )
+
+
+def _network_options(influence, model):
+    """Return the options that only networks have; raise if another model was given one."""
+    options = {name: getattr(influence, name) for name in ("parameters", "dtype", "device")}
+    if isinstance(model, NetworkModel):
+        return options
+    for name, default in (("parameters", None), ("dtype", "float64"), ("device", None)):
+        if options[name] != default:
+            raise UnsupportedOptionError(
+                f"{name}={options[name]!r} is for networks; leave {name}={default!r} for "
+                f"{type(model.estimator).__name__}."
+            )
+    return {}
 
 
 _STAGES = ("fit the wrapped model", "remove every row", "average over the objective")

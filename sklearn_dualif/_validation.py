@@ -7,9 +7,6 @@ import numpy as np
 LATER_OPTIONS = {
     "curvature": "gauss_newton",
     "sketch": None,
-    "parameters": None,
-    "device": None,
-    "dtype": "float64",
 }
 
 
@@ -84,6 +81,8 @@ def check_known_options(estimator):
             raise ValueError(
                 f"{name}={value!r} is not available in this version; leave {name}={default!r}."
             )
+    if not isinstance(estimator.dtype, str) or estimator.dtype not in ("float64", "float32"):
+        raise ValueError(f"dtype={estimator.dtype!r} is not known. Choose 'float64' or 'float32'.")
     if estimator.solver not in ("auto", "primal", "dual"):
         raise ValueError(
             f"solver={estimator.solver!r} is not available in this version; choose 'auto', "

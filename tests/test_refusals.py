@@ -315,16 +315,30 @@ def test_ridge_of_zero_where_the_model_has_none():
         ("curvature", "kfac", "curvature='gauss_newton'"),
         ("sketch", GaussianRandomProjection(), "sketch=None"),
         ("sketch", 64, "sketch=None"),
-        ("parameters", ["layer*"], "parameters=None"),
-        ("device", "cuda", "device=None"),
-        ("device", "cpu", "device=None"),
-        ("dtype", "float32", "dtype='float64'"),
-        ("dtype", np.float32, "dtype='float64'"),
     ],
 )
 def test_options_of_later_versions(name, value, remedy):
     value_shown = re.escape(f"{name}={value!r}")
     refuses(Ridge(), REG, value_shown, "not available", remedy, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("parameters", ["layer*"], "parameters=None"),
+        ("device", "cuda", "device=None"),
+        ("device", "cpu", "device=None"),
+        ("dtype", "float32", "dtype='float64'"),
+    ],
+)
+def test_options_of_networks(name, value, remedy):
+    value_shown = re.escape(f"{name}={value!r}")
+    refuses(Ridge(), REG, value_shown, "is for networks", remedy, "Ridge", **{name: value})
+
+
+@pytest.mark.parametrize("dtype", [np.float32, "float16", 64])
+def test_dtype_is_one_of_two(dtype):
+    refuses(Ridge(), REG, re.escape(f"dtype={dtype!r}"), "'float64' or 'float32'", dtype=dtype)
 
 
 @pytest.mark.parametrize(

@@ -3,5 +3,6 @@
 from ._base import Curvature, LeaveOneOut
 from ._dual import DualCurvature
 from ._primal import PrimalCurvature
+from ._tangent import TangentCurvature
 
-__all__ = ["Curvature", "DualCurvature", "LeaveOneOut", "PrimalCurvature"]
+__all__ = ["Curvature", "DualCurvature", "LeaveOneOut", "PrimalCurvature", "TangentCurvature"]

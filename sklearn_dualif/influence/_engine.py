@@ -37,20 +37,23 @@ class InfluenceEngine:
         Query rows at a time.
     """
 
+    moves_to_optimum = True
+
     def __init__(self, problem, *, damping, order, batch_size, frozen):
         self.problem = problem
         self.model = problem.model
         self.order = order
         self.batch_size = batch_size
-        self.stationarity = stationarity(problem)
         # A damped curvature belongs to no optimum: the parameters are taken as fitted.
         self.damped = damping is not None
-        if not self.damped:
+        self.as_fitted = self.damped or not self.moves_to_optimum
+        if not self.as_fitted:
             self.state, self.z, self.curvature = polish(problem)
         else:
             self.z = problem.fitted_outputs
             self.curvature = problem.curvature(self.z, ridge=damping)
             self.state = self._fitted_state()
+        self.stationarity = self._stationarity()
         self.curvature.anchor(*self._anchor(damping))
         self._orders = {}
         self._exact = None
@@ -58,8 +61,14 @@ class InfluenceEngine:
         if not self.damped:
             self._warn_if_far(frozen)
 
+    def _stationarity(self):
+        return stationarity(self.problem)
+
+    def _start(self):
+        return self.model.start()
+
     def _fitted_state(self):
-        start = self.model.start()
+        start = self._start()
         if start is None or isinstance(self.curvature, DualCurvature):
             gradient = self.curvature.expansion.gradient
             representer = -gradient.unsqueeze(-1) / self.curvature.ridge[:, None, None, None]
@@ -120,12 +129,20 @@ class InfluenceEngine:
     def _own_changes(self, order):
         """Return each row's own output change when it is removed, (n, C)."""
         result = self.leave_one_out(order)
-        if order != "exact" or self.model.loss.quadratic:
+        if order != "exact" or self._exact_is_newton():
             return self.problem.layout.to_outputs(result.own)
         own = torch.empty_like(self.z)
         for rows, states in self._exact_states():
             own[rows] = self.problem.layout.to_outputs(self.curvature.own_outputs(rows, states))
         return own
+
+    def _exact_is_newton(self):
+        return self.model.loss.quadratic
+
+    @property
+    def _optimum(self):
+        """What exact removals start from: state, outputs, curvature and Newton's removals."""
+        return self.state, self.z, self.curvature, self.leave_one_out("newton")
 
     def _exact_states(self):
         """Yield (rows, states) of all exact removals; kept where that takes little memory."""
@@ -134,9 +151,7 @@ class InfluenceEngine:
             return
         blocks = []
         small = self.state.numel() * self.curvature.n_rows <= _KEPT_DOUBLES
-        for block in leave_one_out_states(
-            self.problem, self.curvature, self.state, self.z, self.leave_one_out("newton")
-        ):
+        for block in leave_one_out_states(self.problem, *self._optimum):
             if small:
                 blocks.append(block)
             yield block
@@ -145,7 +160,7 @@ class InfluenceEngine:
 
     def _removal_states(self, order):
         """Yield (rows, states) of all single removals, a block of columns at a time."""
-        if order == "exact" and not self.model.loss.quadratic:
+        if order == "exact" and not self._exact_is_newton():
             yield from self._exact_states()
             return
         result = self.leave_one_out(order)
@@ -180,7 +195,7 @@ class InfluenceEngine:
     def outputs(self, features):
         """Return the outputs of query rows (t, C), and what maps states to their changes."""
         design = self.curvature.design(features)
-        if self.damped:
+        if self.as_fitted:
             return self.model.outputs(features), design
         return self.curvature.output_changes(design, self.state)[:, 0] + self.problem.offset, design
 
@@ -243,7 +258,7 @@ class InfluenceEngine:
         if codes is not None:
             self._check_classes_stay(codes[rows], codes[kept], "Removing", order)
         if order == "exact":
-            return remove_exactly(self.problem, self.curvature, self.state, self.z, rows)
+            return remove_exactly(self.problem, *self._optimum[:3], rows)
         return self.curvature.remove(rows, first_order=order == "first")
 
     def _class_codes(self, y):
@@ -282,16 +297,16 @@ class InfluenceEngine:
             kept[rows] = False
             after = torch.cat([codes[kept], self._class_codes(y_new)])
             self._check_classes_stay(codes[rows], after, "Relabelling", order)
-        before = loss.expand(problem.y[rows], self.z[rows], problem.weights[rows])
-        after = loss.expand(y_new, self.z[rows], weights_new)
+        before = self.model.expand(problem.y[rows], self.z[rows], problem.weights[rows])
+        after = self.model.expand(y_new, self.z[rows], weights_new)
         curvature_change = after.root @ after.root.mT - before.root @ before.root.mT
         if order == "first" or not bool(curvature_change.any()):
             curvature_change = None
         start = self.curvature.edit(rows, after.gradient - before.gradient, curvature_change)
-        if order != "exact" or loss.quadratic:
+        if order != "exact" or self._exact_is_newton():
             return start
         edited = problem.relabeled(rows, y_new, weights_new)
-        return relabel_exactly(edited, self.curvature, self.state, self.z, start)
+        return relabel_exactly(edited, *self._optimum[:3], start)
 
     def state_effect(self, state, features, y, objective, order):
         """Return the effect of a state change on each query's objective, (t,)."""

@@ -18,7 +18,7 @@ _TIGHT = 1e-12
 _BLOCK_DOUBLES = 6 * 2**20
 
 
-def remove_exactly(problem, curvature, state, z, rows):
+def remove_exactly(problem, state, z, curvature, rows):
     """Return the state change (G, D, 1) that removing ``rows`` together makes at the optimum."""
     if problem.model.loss.quadratic:
         return curvature.remove(rows)
@@ -27,7 +27,7 @@ def remove_exactly(problem, curvature, state, z, rows):
     return _from_start(kept, curvature, state, z, start)
 
 
-def relabel_exactly(problem, curvature, state, z, start):
+def relabel_exactly(problem, state, z, curvature, start):
     """Return the state change of an edited problem, from a first guess of it."""
     return _from_start(problem, curvature, state, z, start)
 
@@ -55,12 +55,12 @@ def _objective_rises(problem, z, guess):
     return not loss.total(y, guess, weights) <= 10.0 * abs(loss.total(y, z, weights)) + 1e3
 
 
-def leave_one_out_states(problem, curvature, state, z, newton):
+def leave_one_out_states(problem, state, z, curvature, newton):
     """Yield (rows, states) of every single removal at its optimum, a block of columns at a time.
 
     Parameters
     ----------
-    problem, curvature, state, z
+    problem, state, z, curvature
         The full optimum.
     newton : LeaveOneOut
         Newton's removals, the starting points.
@@ -111,7 +111,7 @@ def _block_of_removals(problem, curvature, state, z, newton, rows, alone):
         active = active[~bad & ~at_floor & (size > _TIGHT * scale)]
     for column in stalled + active.tolist():
         single = rows[column : column + 1]
-        states[:, :, column] = remove_exactly(problem, curvature, state, z, single)[..., 0]
+        states[:, :, column] = remove_exactly(problem, state, z, curvature, single)[..., 0]
     return states
 
 

@@ -67,7 +67,7 @@ class TrainingProblem:
 
     def expand(self, z):
         """Return the expansion of the weighted losses at outputs z (n, C)."""
-        return self.model.loss.expand(self.y, z, self.weights)
+        return self.model.expand(self.y, z, self.weights)
 
     def without(self, rows):
         """Return this problem with the rows' weights and penalty shares gone."""

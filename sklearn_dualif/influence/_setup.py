@@ -7,7 +7,9 @@ import torch
 
 from ..curvature import DualCurvature, PrimalCurvature
 from ..exceptions import MemoryLimitError, UnsupportedOptionError
+from ..models import NetworkModel
 from ._engine import InfluenceEngine
+from ._network import NetworkEngine, NetworkProblem, build_network_problem
 from ._problem import TrainingProblem
 
 
@@ -36,6 +38,10 @@ def build_problem(model, X, y, sample_weight, solver, memory_limit, damping=None
     damping : float or None
         Ridge that replaces the model's own in the curvature.
     """
+    if isinstance(model, NetworkModel):
+        return build_network_problem(
+            model, X, y, sample_weight, solver, memory_limit, damping=damping
+        )
     features = model.features(X)
     targets = model.targets.encode(y)
     weights = model.targets.weigh(y, sample_weight)
@@ -49,9 +55,8 @@ def build_problem(model, X, y, sample_weight, solver, memory_limit, damping=None
 
 def build_engine(problem, damping, *, order, batch_size, frozen):
     """Return the `InfluenceEngine` of a problem."""
-    return InfluenceEngine(
-        problem, damping=damping, order=order, batch_size=batch_size, frozen=frozen
-    )
+    engine = NetworkEngine if isinstance(problem, NetworkProblem) else InfluenceEngine
+    return engine(problem, damping=damping, order=order, batch_size=batch_size, frozen=frozen)
 
 
 def choose_form(model, features, ridge, solver, memory_limit):

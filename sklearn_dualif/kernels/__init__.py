@@ -1,5 +1,18 @@
 """Tangent features of training and query rows: products with them and their kernel blocks."""
 
+from ._basis import KernelBasis, ParameterBasis, TangentDesign
 from ._features import KernelFeatures, LinearFeatures, as_tensor
+from ._network import Network
+from ._tangent import Heads, TangentFeatures
 
-__all__ = ["KernelFeatures", "LinearFeatures", "as_tensor"]
+__all__ = [
+    "Heads",
+    "KernelBasis",
+    "KernelFeatures",
+    "LinearFeatures",
+    "Network",
+    "ParameterBasis",
+    "TangentDesign",
+    "TangentFeatures",
+    "as_tensor",
+]

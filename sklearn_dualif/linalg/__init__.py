@@ -2,14 +2,24 @@
 
 from ._definite import inverse_from_cholesky, symmetric_pseudo_inverse
 from ._memory import parse_bytes
-from ._whitening import Whitening, append_rows, whiten_hessian, whiten_triangle
+from ._pivoted import PivotedFactor, pivoted_cholesky
+from ._whitening import (
+    Whitening,
+    append_rows,
+    whiten_hessian,
+    whiten_ridge,
+    whiten_triangle,
+)
 
 __all__ = [
+    "PivotedFactor",
     "Whitening",
     "append_rows",
     "inverse_from_cholesky",
     "parse_bytes",
+    "pivoted_cholesky",
     "symmetric_pseudo_inverse",
     "whiten_hessian",
+    "whiten_ridge",
     "whiten_triangle",
 ]

@@ -54,6 +54,47 @@ def whiten_hessian(data_hessian, ridge, n_free, *, spectral):
     return _spectral(upper, 0.0, n_free, len(scale))
 
 
+def whiten_ridge(data_hessian, ridge, n_free, *, spectral):
+    """Whiten where the ridge is positive and free parameters may have no data of their own.
+
+    Free directions without curvature are left out: the least-norm solution. Returns None where the
+    penalised block is not positive definite to working precision.
+    """
+    free, cross = data_hessian[:n_free, :n_free], data_hessian[:n_free, n_free:]
+    penalized = data_hessian[n_free:, n_free:]
+    result = data_hessian.new_zeros(len(data_hessian), len(data_hessian))
+    if spectral:
+        free_map = _inverse_root(free)
+        pulled = free_map.T @ cross
+        values, vectors = torch.linalg.eigh(penalized - pulled.T @ pulled)
+        spectrum = values.clamp(min=0.0) + ridge
+        columns = vectors / torch.sqrt(spectrum)
+        result[:n_free, :n_free] = free_map
+        result[:n_free, n_free:] = -free_map @ (pulled @ columns)
+        result[n_free:, n_free:] = columns
+        return Whitening(result, torch.cat([spectrum.new_zeros(n_free), 1.0 / spectrum]))
+    shifted = penalized.clone()
+    shifted.diagonal().add_(ridge)
+    lower, info = torch.linalg.cholesky_ex(shifted)
+    if int(info) != 0:
+        return None
+    eye = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+    columns = torch.linalg.solve_triangular(lower, eye, upper=False).T
+    pulled = cross @ columns
+    free_map = _inverse_root(free - pulled @ pulled.T)
+    result[:n_free, :n_free] = free_map
+    result[n_free:, :n_free] = -columns @ (pulled.T @ free_map)
+    result[n_free:, n_free:] = columns
+    return Whitening(result, None)
+
+
+def _inverse_root(matrix):
+    """Return ``T`` (f, f) with ``T T^T`` the pseudo-inverse of a positive semidefinite matrix."""
+    values, vectors = torch.linalg.eigh(matrix)
+    keep = values > 1e-12 * values.max() if len(values) else values > 0
+    return vectors * torch.where(keep, torch.where(keep, values, 1.0) ** -0.5, 0.0)
+
+
 def append_rows(upper, rows):
     """Return the triangle of a QR factorization after ``rows`` joined those behind ``upper``."""
     stacked = rows if upper is None else torch.cat([upper, rows])

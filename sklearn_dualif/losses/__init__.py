@@ -1,6 +1,6 @@
 """Per-row losses of a model's outputs: value, change, gradient and the root of the curvature."""
 
-from ._base import ElementwiseLoss, Expansion, Loss, OutputLayout
+from ._base import ElementwiseLoss, Expansion, Loss, OutputLayout, couple, coupled_layout
 from ._deviance import HalfTweedieDeviance
 from ._logistic import BinaryLogLoss
 from ._robust_regression import Huber, ScaledHuber, SquaredEpsilonInsensitive
@@ -22,4 +22,6 @@ __all__ = [
     "SoftmaxLogLoss",
     "SquaredEpsilonInsensitive",
     "SquaredHinge",
+    "couple",
+    "coupled_layout",
 ]

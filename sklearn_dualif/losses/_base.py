@@ -66,6 +66,24 @@ class OutputLayout:
         return blocks[0] @ self.basis.T
 
 
+def coupled_layout(n_outputs):
+    """Return the layout of outputs that share parameters: one block, in outputs themselves."""
+    eye = torch.eye(n_outputs, dtype=torch.float64)
+    return OutputLayout(1, eye, torch.ones(n_outputs, dtype=torch.bool))
+
+
+def couple(expansion, layout):
+    """Return an expansion in a layout of its own in the `coupled_layout`."""
+    gradient, root, coefficient = expansion
+    if layout.n_blocks == 1:
+        return Expansion(gradient @ layout.basis.T, layout.basis @ root, coefficient)
+    gradient = gradient.permute(2, 1, 0)
+    if coefficient is not None:
+        coefficient = coefficient.permute(2, 1, 0)
+    diagonal = root[..., 0, 0].T.expand(-1, layout.n_blocks)
+    return Expansion(gradient, torch.diag_embed(diagonal)[None], coefficient)
+
+
 class Loss(ABC):
     """A per-row loss of the outputs, convex in them."""
 

@@ -1,20 +1,26 @@
 """What a fitted estimator computes, which loss it minimised and with which penalty."""
 
-from . import _kernel, _linear  # noqa: F401 - registers the models
+from . import _kernel, _linear, _mlp, _torch  # noqa: F401 - registers the models
 from ._base import KernelModel, LinearModel, ModelFunction, Penalty
+from ._linearize import linearize
+from ._network import NetworkModel
 from ._registry import as_model_function, check_supported, ridge_parameters
+from ._torch_model import TorchModel
 from ._wrappers import final_estimator, final_fit_params, is_frozen, tunable_estimator
 
 __all__ = [
     "KernelModel",
     "LinearModel",
     "ModelFunction",
+    "NetworkModel",
     "Penalty",
+    "TorchModel",
     "as_model_function",
     "check_supported",
     "final_estimator",
     "final_fit_params",
     "is_frozen",
+    "linearize",
     "ridge_parameters",
     "tunable_estimator",
 ]

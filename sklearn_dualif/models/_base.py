@@ -93,6 +93,14 @@ class ModelFunction(ABC):
         """Number of blocks with a curvature of their own."""
         return self.n_outputs if self.loss.coupling == "separable" else 1
 
+    def expand(self, y, z, weights):
+        """Return the expansion of the weighted losses at outputs z (n, n_latent), in `layout`."""
+        return self.loss.expand(y, z, weights)
+
+    def prepared(self, X, **options):
+        """Return this model ready for rows like X."""
+        return self
+
     def from_outputs(self, method, outputs):
         """Return what ``estimator.method`` says for outputs (n, n_outputs) of its own."""
         return getattr(self._with_identity(outputs.shape[1]), method)(np.asarray(outputs))

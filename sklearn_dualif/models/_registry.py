@@ -7,8 +7,8 @@ from ..exceptions import UnsupportedModelError, UnsupportedOptionError
 _SUPPORTED = (
     "LinearRegression, Ridge, RidgeCV, RidgeClassifier, RidgeClassifierCV, LogisticRegression, "
     "LogisticRegressionCV, LinearSVC, LinearSVR, PoissonRegressor, GammaRegressor, "
-    "TweedieRegressor, HuberRegressor, SGDClassifier, SGDRegressor, BayesianRidge, KernelRidge and "
-    "GaussianProcessRegressor, alone, at the end of a Pipeline, in a FrozenEstimator or as the "
+    "TweedieRegressor, HuberRegressor, SGDClassifier, SGDRegressor, BayesianRidge, KernelRidge, "
+    "GaussianProcessRegressor, MLPClassifier, MLPRegressor and TorchModel, alone, at the end of a Pipeline, in a FrozenEstimator or as the "
     "estimator of a search"
 )
 

@@ -122,15 +122,23 @@ class ClassTargets(NamedTuple):
 
 
 class MultilabelTargets(NamedTuple):
-    """Indicators of several labels, coded -1 and 1."""
+    """Indicators of several labels.
+
+    Attributes
+    ----------
+    n_outputs : int
+    coding : {"signed", "binary"}
+        -1 and 1, or 0 and 1.
+    """
 
     n_outputs: int
+    coding: str = "signed"
     classes = None
 
     def encode(self, y):
-        """Return signed indicators (n, n_outputs)."""
+        """Return indicators (n, n_outputs)."""
         y = check_array(y, dtype=np.float64, input_name="y")
-        return as_tensor(np.where(y > 0, 1.0, -1.0))
+        return as_tensor(np.where(y > 0, 1.0, -1.0 if self.coding == "signed" else 0.0))
 
     def freeze(self, y, sample_weight):
         """Return these targets with what depends on the training rows held fixed."""

@@ -1,0 +1,138 @@
+r"""Coordinates for a network's penalised parameters in which its Jacobian is explicit.
+
+Removing training rows moves the parameters within the span of the rows' gradients and the
+parameters themselves. An orthonormal basis ``Q`` of that span turns the network's linearisation
+into a linear model with explicit features ``J Q``, whose ridge is that of the parameters. Three
+bases serve: all parameters (``Q = I``), the span of all rows' gradients, and the span of the most
+telling ones. The last two are
+
+.. math:: Q = J_P^\top L_P^{-\top}, \qquad L_P L_P^\top = J_P J_P^\top,
+
+with pivots ``P`` among the heads of the training rows: coordinates of any row are a kernel block
+with the pivots times a small matrix, and no vector of the size of the parameters is formed.
+"""
+
+import torch
+
+
+class ParameterBasis:
+    """All penalised parameters: coordinates are the parameters themselves."""
+
+    def __init__(self, network):
+        self.network = network
+
+    @property
+    def size(self):
+        """Number of coordinates."""
+        return self.network.n_penalized
+
+    def coordinates(self, heads):
+        """Return the derivatives of heads by the coordinates, (n, h, D)."""
+        return heads.jacobian().to(torch.float64)
+
+    def project(self, penalized):
+        """Return the coordinates (D,) of parameters (d,)."""
+        return penalized.to(torch.float64)
+
+    def lift(self, coordinates):
+        """Return the parameters (d, m) of coordinates (D, m)."""
+        return coordinates
+
+
+class KernelBasis:
+    """The span of some heads' gradients, and of one more vector.
+
+    Parameters
+    ----------
+    pivots : Heads
+        One head a row.
+    corner : (r, r) tensor
+        Lower Cholesky factor of their kernel.
+    vector : (d,) tensor
+        In the span as well; the fitted parameters, whose penalty pulls at removals.
+    """
+
+    def __init__(self, pivots, corner, vector):
+        self.network = pivots.network
+        self.pivots, self.corner = pivots, corner
+        vector = vector.to(torch.float64)
+        inside = self._inner(pivots.push(vector[:, None])[:, 0])
+        rest = vector[:, None] - self._lift_inside(inside)
+        # Twice, for a vector that lies almost inside.
+        rest = rest - self._lift_inside(self._inner(pivots.push(rest)[:, 0]))
+        norm = torch.linalg.vector_norm(rest)
+        outside = float(norm) > 1e-10 * float(torch.linalg.vector_norm(vector))
+        self.outside = rest / norm if outside else rest[:, :0]
+        self._projected = torch.cat([inside[:, 0], norm[None] if outside else norm[None][:0]])
+
+    @property
+    def size(self):
+        """Number of coordinates."""
+        return len(self.corner) + self.outside.shape[1]
+
+    def _inner(self, products):
+        """Return ``L^-1 b`` for products (r, m) with the pivots' gradients."""
+        products = products.to(torch.float64)
+        return torch.linalg.solve_triangular(self.corner, products, upper=False)
+
+    def _lift_inside(self, coordinates):
+        weights = torch.linalg.solve_triangular(self.corner.T, coordinates, upper=True)
+        return self.pivots.pull(weights[:, None]).to(torch.float64)
+
+    def coordinates(self, heads):
+        """Return the derivatives of heads by the coordinates, (n, h, D)."""
+        n, h = heads.shape
+        result = torch.empty(n * h, self.size, dtype=torch.float64, device=self.corner.device)
+        rank = len(self.corner)
+        kernel = heads.gram(self.pivots).to(torch.float64)
+        result[:, :rank] = torch.linalg.solve_triangular(
+            self.corner.T, kernel, upper=True, left=False
+        )
+        if self.outside.shape[1]:
+            result[:, rank:] = heads.push(self.outside).flatten(0, 1)
+        return result.view(n, h, -1)
+
+    def project(self, penalized):
+        """Return the coordinates (D,) of the vector that the basis was built around."""
+        return self._projected
+
+    def lift(self, coordinates):
+        """Return the parameters (d, m) of coordinates (D, m)."""
+        rank = len(self.corner)
+        return self._lift_inside(coordinates[:rank]) + self.outside @ coordinates[rank:]
+
+
+class TangentDesign:
+    """Explicit Jacobians of training and query rows: free parameters, then coordinates.
+
+    Parameters
+    ----------
+    basis : ParameterBasis or KernelBasis
+    features : TangentFeatures
+        The training rows.
+    name : str
+        How the basis was chosen.
+    """
+
+    def __init__(self, basis, features, name):
+        self.basis, self.features, self.name = basis, features, name
+        self.values = self.design(features)
+
+    @property
+    def shape(self):
+        """Number of training rows and of coordinates."""
+        return self.features.shape[0], self.basis.size
+
+    def design(self, features, root=None):
+        """Return the Jacobians (n, h, f + D) of outputs, or of ``root^T z``."""
+        if features is self.features and root is None and hasattr(self, "values"):
+            return self.values
+        heads = features.heads(root)
+        free = heads.free_jacobian.to(torch.float64)
+        return torch.cat([free, self.basis.coordinates(heads)], 2)
+
+    def start(self):
+        """Return the fitted parameters as a state, (1, f + D, 1)."""
+        penalized, free = self.basis.network.parameters()
+        penalized = self.basis.project(penalized)
+        return torch.cat([free.to(torch.float64), penalized])[None, :, None]

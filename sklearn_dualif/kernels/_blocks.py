@@ -1,0 +1,316 @@
+r"""Jacobians of some parameters, in the factored form that their layer allows.
+
+A block holds the derivatives of ``h`` *heads* of ``n`` rows (outputs, or combinations of outputs)
+by the parameters of one layer. Where a layer multiplies its inputs by a weight matrix, the
+derivative of head ``k`` of row ``i`` is
+
+.. math:: \sum_p e_{ikp} \otimes a_{ip},
+
+with the inputs ``a`` (n, P, i) and the sensitivities ``e`` (n, h, P, o) of its outputs at each of P
+positions (pixels, tokens; one in a plain dense layer). Kernels of two sets of heads never need the
+product itself:
+
+.. math:: k_{ik,jl} = \sum_{p,r} (a_{ip} \cdot a_{jr})\,(e_{ikp} \cdot e_{jlr}) .
+
+Everything is exact. Blocks know the slices of the parameter vector that they belong to.
+"""
+
+import torch
+
+_SCRATCH = 2**24
+
+
+class DenseBlock:
+    """Explicit derivatives (n, h, p) by the parameters ``target``, a slice."""
+
+    def __init__(self, values, target):
+        self.values = values
+        self.target = target
+
+    @property
+    def doubles(self):
+        """Numbers held."""
+        return self.values.numel()
+
+    def mixed(self, root):
+        """Return the block of the heads ``root^T J``, root (n, C, q)."""
+        return DenseBlock(root.to(self.values.dtype).mT @ self.values, self.target)
+
+    def prepared(self):
+        """Return blocks of the same derivatives in the form in which kernels cost least."""
+        return [self]
+
+    def take(self, rows):
+        """Return the block of some rows."""
+        return DenseBlock(self.values[rows], self.target)
+
+    def picked(self, rows, heads):
+        """Return the block of single heads of some rows, (m, 1, p)."""
+        return DenseBlock(self.values[rows, heads][:, None], self.target)
+
+    def add_gram(self, result, other):
+        """Add the kernel with another block of the same layer to ``result`` (n h, n' h')."""
+        result.addmm_(self.values.flatten(0, 1), other.values.flatten(0, 1).T)
+
+    def add_diagonal(self, result):
+        """Add each row's kernel with itself to ``result`` (n, h, h)."""
+        result += self.values @ self.values.mT
+
+    def write_jacobian(self, result):
+        """Write the derivatives into ``result`` (n, h, d)."""
+        result[:, :, self.target] = self.values
+
+    def add_pulled(self, result, weights):
+        """Add ``sum_ik J_ik w_ik`` for weights (n, h, m) to ``result`` (d, m)."""
+        flat = self.values.flatten(0, 1)
+        result[self.target] += flat.T @ weights.flatten(0, 1).to(flat.dtype)
+
+    def add_pushed(self, result, direction):
+        """Add ``J v`` for directions (d, m) to ``result`` (n, h, m)."""
+        result += self.values @ direction[self.target].to(self.values.dtype)
+
+    @staticmethod
+    def concatenated(blocks):
+        """Return one block of the rows of several."""
+        return DenseBlock(torch.cat([block.values for block in blocks]), blocks[0].target)
+
+
+class WeightBlock:
+    """Derivatives by a weight matrix (o, i), and by a bias (o,) where the inputs end in a constant.
+
+    Parameters
+    ----------
+    inputs : (n, P, i) tensor
+        With one more column for a bias.
+    sensitivities : (n, h, P, o) tensor
+    weight, bias : slice or None
+        Of the parameter vector; None for a part that is not there.
+    """
+
+    def __init__(self, inputs, sensitivities, weight, bias):
+        self.inputs = inputs
+        self.sensitivities = sensitivities
+        self.weight = weight
+        self.bias = bias
+
+    def _like(self, inputs, sensitivities):
+        return type(self)(inputs, sensitivities, self.weight, self.bias)
+
+    @property
+    def doubles(self):
+        """Numbers held."""
+        return self.inputs.numel() + self.sensitivities.numel()
+
+    @property
+    def input_width(self):
+        """Columns of the weight matrix, the bias included."""
+        return self.inputs.shape[2]
+
+    def mixed(self, root):
+        """Return the block of the heads ``root^T J``, root (n, C, q)."""
+        n, heads, positions, width = self.sensitivities.shape
+        flat = self.sensitivities.reshape(n, heads, -1)
+        mixed = root.to(flat.dtype).mT @ flat
+        return self._like(self.inputs, mixed.view(n, -1, positions, width))
+
+    def prepared(self):
+        """Return explicit derivatives where those make kernels cheaper than the positions do."""
+        _, heads, positions, width = self.sensitivities.shape
+        if positions == 1:
+            return [self]
+        explicit = heads**2 * width * self.input_width
+        # Products over pairs of positions are bound by memory: an entry costs several operations.
+        contracted = positions**2 * (self._input_work() + heads**2 * (width + 8))
+        if explicit > contracted:
+            return [self]
+        return [DenseBlock(*part) for part in self._explicit()]
+
+    def _input_work(self):
+        """How many products an entry of the kernel of the inputs takes."""
+        return self.input_width
+
+    def take(self, rows):
+        """Return the block of some rows."""
+        return self._like(self.inputs[rows], self.sensitivities[rows])
+
+    def picked(self, rows, heads):
+        """Return the block of single heads of some rows."""
+        return self._like(self.inputs[rows], self.sensitivities[rows, heads][:, None])
+
+    def add_gram(self, result, other):
+        """Add the kernel with another block of the same layer to ``result`` (n h, n' h')."""
+        n, h, positions, width = self.sensitivities.shape
+        m, k, others, _ = other.sensitivities.shape
+        right = other.sensitivities.flatten(0, 2)
+        step = max(1, _SCRATCH // (h * positions * m * k * others))
+        scratch = None
+        for start in range(0, n, step):
+            rows = slice(start, min(n, start + step))
+            left = self.sensitivities[rows].flatten(0, 2)
+            if scratch is None:
+                scratch = left.new_empty(len(left), len(right))
+            products = torch.mm(left, right.T, out=scratch[: len(left)])
+            inputs = self._input_products(other, rows)
+            target = result[start * h : rows.stop * h]
+            if positions == others == 1:
+                inputs = inputs.view(-1, 1, m)
+                if k > 1:
+                    inputs = inputs.repeat_interleave(k, 2)
+                target.view(-1, h, m * k).addcmul_(products.view(-1, h, m * k), inputs)
+                continue
+            products = products.view(-1, h, positions, m, k, others)
+            products *= inputs.view(-1, 1, positions, m, 1, others)
+            target += products.sum((2, 5)).view(len(target), -1)
+
+    def _input_products(self, other, rows):
+        """Return the kernel of the inputs of ``rows`` with another block's, (b P, m P')."""
+        return self.inputs[rows].flatten(0, 1) @ other.inputs.flatten(0, 1).T
+
+    def add_diagonal(self, result):
+        """Add each row's kernel with itself to ``result`` (n, h, h)."""
+        n, h, positions, width = self.sensitivities.shape
+        step = max(1, _SCRATCH // (h * positions) ** 2)
+        for start in range(0, n, step):
+            rows = slice(start, min(n, start + step))
+            block = self.take(rows)
+            left = block.sensitivities.flatten(1, 2)
+            products = (left @ left.mT).view(-1, h, positions, h, positions)
+            products *= block._own_input_products().view(-1, 1, positions, 1, positions)
+            result[rows] += products.sum((2, 4))
+
+    def _own_input_products(self):
+        return self.inputs @ self.inputs.mT
+
+    def _explicit(self):
+        """Return the derivatives (n, h, p) and the slices that they belong to."""
+        n, h, positions, width = self.sensitivities.shape
+        flat = self.sensitivities.permute(0, 1, 3, 2).reshape(n, h * width, positions)
+        values = (flat @ self._dense_inputs()).view(n, h, width, -1)
+        parts = []
+        if self.weight is not None:
+            wide = (self.weight.stop - self.weight.start) // width
+            parts.append((values[..., :wide].flatten(2), self.weight))
+        if self.bias is not None:
+            parts.append((values[..., -1], self.bias))
+        return parts
+
+    def _dense_inputs(self):
+        return self.inputs
+
+    def write_jacobian(self, result):
+        """Write the derivatives into ``result`` (n, h, d)."""
+        for values, target in self._explicit():
+            result[:, :, target] = values
+
+    def add_pulled(self, result, weights):
+        """Add ``sum_ik J_ik w_ik`` for weights (n, h, m) to ``result`` (d, m)."""
+        for column in range(weights.shape[2]):
+            heads = weights[:, :, column].to(self.sensitivities.dtype)
+            combined = torch.einsum("nh,nhpo->npo", heads, self.sensitivities)
+            total = combined.flatten(0, 1).T @ self._dense_inputs().flatten(0, 1)
+            self._add_parts(result, column, total)
+
+    def _add_parts(self, result, column, total):
+        """Add a gradient (o, i) of the weight, and of the bias in the last column."""
+        if self.weight is not None:
+            wide = (self.weight.stop - self.weight.start) // total.shape[0]
+            result[self.weight, column] += total[:, :wide].flatten()
+        if self.bias is not None:
+            result[self.bias, column] += total[:, -1]
+
+    def add_pushed(self, result, direction):
+        """Add ``J v`` for directions (d, m) to ``result`` (n, h, m)."""
+        width = self.sensitivities.shape[3]
+        for column in range(direction.shape[1]):
+            vector = direction[:, column].to(self.sensitivities.dtype)
+            parts = []
+            if self.weight is not None:
+                parts.append(vector[self.weight].view(width, -1))
+            if self.bias is not None:
+                parts.append(vector[self.bias].view(width, 1))
+            moved = self._dense_inputs() @ torch.cat(parts, 1).T
+            result[:, :, column] += torch.einsum("npo,nhpo->nh", moved, self.sensitivities)
+
+    @classmethod
+    def concatenated(cls, blocks):
+        """Return one block of the rows of several."""
+        first = blocks[0]
+        return cls(
+            torch.cat([block.inputs for block in blocks]),
+            torch.cat([block.sensitivities for block in blocks]),
+            first.weight,
+            first.bias,
+        )
+
+
+class LookupBlock(WeightBlock):
+    """Derivatives by a table of embeddings; the inputs are indices (n, P).
+
+    Parameters
+    ----------
+    inputs : (n, P) integer tensor
+        Rows of the table; -1 where a position has no derivative (padding).
+    scale : float
+        Of the table in the parameter vector.
+    """
+
+    def __init__(self, inputs, sensitivities, weight, scale):
+        super().__init__(inputs, sensitivities, weight, None)
+        self.scale = scale
+
+    def _like(self, inputs, sensitivities):
+        return LookupBlock(inputs, sensitivities, self.weight, self.scale)
+
+    @property
+    def input_width(self):
+        """Rows of the table."""
+        return (self.weight.stop - self.weight.start) // self.sensitivities.shape[3]
+
+    def _input_work(self):
+        return 1
+
+    def _input_products(self, other, rows):
+        return self._same(self.inputs[rows].flatten()[:, None], other.inputs.flatten())
+
+    def _own_input_products(self):
+        return self._same(self.inputs[:, :, None], self.inputs[:, None])
+
+    def _same(self, left, right):
+        same = (left == right) & (left >= 0)
+        return same.to(self.sensitivities.dtype).mul_(self.scale**2)
+
+    def _dense_inputs(self):
+        hot = torch.nn.functional.one_hot(self.inputs.clamp(min=0), self.input_width)
+        hot = hot.to(self.sensitivities.dtype).mul_(self.scale)
+        return hot.mul_((self.inputs >= 0)[..., None])
+
+    def _explicit(self):
+        # The table is stored by rows (vocabulary, o), a weight by columns.
+        ((values, target),) = super()._explicit()
+        n, h, _ = values.shape
+        width = self.sensitivities.shape[3]
+        return [(values.view(n, h, width, -1).transpose(2, 3).flatten(2), target)]
+
+    def _add_parts(self, result, column, total):
+        result[self.weight, column] += total.T.flatten()
+
+    def add_pushed(self, result, direction):
+        """Add ``J v`` for directions (d, m) to ``result`` (n, h, m)."""
+        width = self.sensitivities.shape[3]
+        known = (self.inputs >= 0)[..., None]
+        for column in range(direction.shape[1]):
+            vector = direction[:, column].to(self.sensitivities.dtype)
+            table = vector[self.weight].view(-1, width)
+            moved = self.scale * table[self.inputs.clamp(min=0)] * known
+            result[:, :, column] += torch.einsum("npo,nhpo->nh", moved, self.sensitivities)
+
+    @classmethod
+    def concatenated(cls, blocks):
+        """Return one block of the rows of several."""
+        first = blocks[0]
+        return cls(
+            torch.cat([block.inputs for block in blocks]),
+            torch.cat([block.sensitivities for block in blocks]),
+            first.weight,
+            first.scale,
+        )

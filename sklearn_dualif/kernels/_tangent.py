@@ -1,0 +1,131 @@
+"""Tangent features of a network's rows: everything that is asked of their Jacobian."""
+
+from functools import cached_property
+
+import torch
+from sklearn.utils import gen_batches
+
+_BATCH_DOUBLES = 2**25
+
+
+class Heads:
+    """Derivatives of ``h`` combinations of each row's outputs, by layers.
+
+    Parameters
+    ----------
+    blocks, free : list of block
+        Of the penalised and of the free parameters.
+    shape : (n, h)
+    network : Network
+    """
+
+    def __init__(self, blocks, free, shape, network):
+        self.blocks = blocks
+        self.shape = shape
+        self.network = network
+        self._free = free
+
+    @property
+    def free_jacobian(self):
+        """Derivatives (n, h, f) by the free parameters."""
+        result = self._zeros(*self.shape, self.network.n_free)
+        for block in self._free:
+            block.write_jacobian(result)
+        return result
+
+    def jacobian(self):
+        """Return the derivatives (n, h, d) by the penalised parameters."""
+        result = self._zeros(*self.shape, self.network.n_penalized)
+        for block in self.blocks:
+            block.write_jacobian(result)
+        return result
+
+    def _zeros(self, *shape):
+        return torch.zeros(shape, dtype=self.network.dtype, device=self.network.device)
+
+    def gram(self, other):
+        """Return the kernel (n h, n' h') of the penalised parameters with other heads."""
+        n, h = self.shape
+        result = self._zeros(n * h, other.shape[0] * other.shape[1])
+        for mine, theirs in zip(self.blocks, other.blocks, strict=True):
+            mine.add_gram(result, theirs)
+        return result
+
+    def diagonal_blocks(self):
+        """Return each row's kernel with itself, (n, h, h)."""
+        n, h = self.shape
+        result = self._zeros(n, h, h)
+        for block in self.blocks:
+            block.add_diagonal(result)
+        return result
+
+    def picked(self, positions):
+        """Return single heads of some rows as rows of one head; positions ``row h + head``."""
+        rows, heads = positions // self.shape[1], positions % self.shape[1]
+        blocks = [block.picked(rows, heads) for block in self.blocks]
+        return Heads(blocks, [], (len(positions), 1), self.network)
+
+    def pull(self, weights):
+        """Return ``sum_ik J_ik w_ik`` (d, m) over the penalised parameters, weights (n, h, m)."""
+        result = self._zeros(self.network.n_penalized, weights.shape[2])
+        for block in self.blocks:
+            block.add_pulled(result, weights)
+        return result
+
+    def push(self, directions):
+        """Return ``J v`` (n, h, m) for directions (d, m) of the penalised parameters."""
+        result = self._zeros(*self.shape, directions.shape[1])
+        for block in self.blocks:
+            block.add_pushed(result, directions)
+        return result
+
+
+class TangentFeatures:
+    """Rows of a network; their outputs and derivatives are computed when asked for.
+
+    Parameters
+    ----------
+    network : Network
+    inputs : tensor
+        Rows as the module takes them.
+    """
+
+    def __init__(self, network, inputs):
+        self.network = network
+        self.inputs = network.to_device(inputs)
+
+    @property
+    def shape(self):
+        """Number of rows and of penalised parameters."""
+        return len(self.inputs), self.network.n_penalized
+
+    @cached_property
+    def outputs(self):
+        """Outputs (n, C)."""
+        return self.network.outputs(self.inputs)
+
+    def take(self, rows):
+        """Return the features of some rows."""
+        return TangentFeatures(self.network, self.inputs[rows])
+
+    def heads(self, root=None):
+        """Return the derivatives of the outputs, or of ``root^T z`` for root (n, C, q)."""
+        batches = []
+        for rows in gen_batches(len(self.inputs), self._batch_rows()):
+            penalized, free = self.network.derivatives(self.inputs[rows])
+            if root is not None:
+                penalized = [block.mixed(root[rows]) for block in penalized]
+                free = [block.mixed(root[rows]) for block in free]
+            prepared = [part for block in penalized for part in block.prepared()]
+            batches.append((prepared, free))
+        joined = [
+            [type(parts[0]).concatenated(parts) for parts in zip(*lists, strict=True)]
+            for lists in zip(*batches, strict=True)
+        ]
+        n_heads = self.outputs.shape[1] if root is None else root.shape[2]
+        return Heads(*joined, (len(self.inputs), n_heads), self.network)
+
+    def _batch_rows(self):
+        """How many rows are differentiated at once, so that little memory is held."""
+        elements = self.network.doubles_per_row
+        return max(1, min(len(self.inputs), _BATCH_DOUBLES // elements))

@@ -1,0 +1,151 @@
+"""Scikit-learn's multilayer perceptrons."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.utils.validation import _num_samples, validate_data
+from torch import nn
+
+from ..losses import BinaryLogLoss, HalfSquaredError, HalfTweedieDeviance, SoftmaxLogLoss
+from ._base import Penalty, _shallow_copy
+from ._network import Decay, NetworkModel
+from ._registry import as_model_function, check_options, refuse_option, ridge_parameters
+from ._targets import ClassTargets, MultilabelTargets, RegressionTargets
+
+_ACTIVATIONS = {
+    "identity": nn.Identity,
+    "logistic": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerceptronModel(NetworkModel):
+    """MLPClassifier and MLPRegressor: weights are penalised, intercepts are free."""
+
+    def prepared(self, X, **options):
+        alpha = float(self.estimator.alpha) * _n_batches(self.estimator, _num_samples(X))
+        names = [name for name, _ in self.module.named_parameters()]
+        decay = Decay({name: alpha if name.endswith("weight") else 0.0 for name in names})
+        return NetworkModel.prepared(replace(self, decay=decay), X, **options)
+
+    def inputs(self, X):
+        X = validate_data(self.estimator, self.transform(X), reset=False, accept_sparse="csr")
+        X = X.toarray() if hasattr(X, "toarray") else np.asarray(X)
+        return torch.tensor(X, dtype=torch.float64)
+
+    def write_tensors(self, estimator, tensors):
+        estimator.coefs_, estimator.intercepts_ = (
+            list(estimator.coefs_),
+            list(estimator.intercepts_),
+        )
+        for name, value in tensors.items():
+            layer, kind = name.split(".")
+            layer = int(layer)
+            values = estimator.coefs_ if kind == "weight" else estimator.intercepts_
+            values[layer] = np.array(value.T, dtype=values[layer].dtype, order="C")
+
+    @staticmethod
+    def label(name, index):
+        layer, kind = name.split(".")
+        if kind == "weight":
+            return f"coefs_[{layer}][{index[1]}, {index[0]}]"
+        return f"intercepts_[{layer}][{index[0]}]"
+
+    def _with_identity(self, n_outputs):
+        estimator = _shallow_copy(self.estimator)
+        estimator.coefs_ = [np.eye(n_outputs)]
+        estimator.intercepts_ = [np.zeros(n_outputs)]
+        estimator.n_layers_ = 2
+        estimator.n_features_in_ = n_outputs
+        return estimator
+
+
+class _Perceptron(nn.Module):
+    """The network of fitted coefficients, without the output activation."""
+
+    def __init__(self, coefs, intercepts, activation):
+        super().__init__()
+        self.activation = _ACTIVATIONS[activation]()
+        for index, (coef, intercept) in enumerate(zip(coefs, intercepts, strict=True)):
+            layer = nn.Linear(*coef.shape, dtype=torch.float64)
+            with torch.no_grad():
+                layer.weight.copy_(torch.tensor(coef.T))
+                layer.bias.copy_(torch.tensor(intercept))
+            self.add_module(str(index), layer)
+        self.depth = len(coefs)
+
+    def forward(self, x):
+        for index in range(self.depth - 1):
+            x = self.activation(getattr(self, str(index))(x))
+        return getattr(self, str(self.depth - 1))(x)
+
+
+@check_options.register(MLPClassifier)
+@check_options.register(MLPRegressor)
+def _(estimator):
+    if estimator.solver != "lbfgs" and estimator.early_stopping:
+        refuse_option(
+            estimator,
+            "early_stopping",
+            "which rows were held out of training is not known; set early_stopping=False",
+        )
+
+
+def _perceptron(estimator, *, loss, targets, n_outputs):
+    check_options(estimator)
+    return PerceptronModel(
+        estimator=estimator,
+        loss=loss,
+        penalty=Penalty(np.array([estimator.alpha])),
+        targets=targets,
+        n_outputs=n_outputs,
+        n_latent=n_outputs,
+        module=_Perceptron(estimator.coefs_, estimator.intercepts_, estimator.activation),
+    )
+
+
+@as_model_function.register(MLPClassifier)
+def _(estimator):
+    if estimator._label_binarizer.y_type_ == "multilabel-indicator":
+        n = estimator.n_outputs_
+        targets = MultilabelTargets(n, "binary")
+        return _perceptron(estimator, loss=BinaryLogLoss(), targets=targets, n_outputs=n)
+    classes = estimator.classes_
+    if estimator.out_activation_ == "softmax":
+        return _perceptron(
+            estimator,
+            loss=SoftmaxLogLoss(),
+            targets=ClassTargets(classes, "index", None),
+            n_outputs=len(classes),
+        )
+    return _perceptron(
+        estimator, loss=BinaryLogLoss(), targets=ClassTargets(classes, "binary", None), n_outputs=1
+    )
+
+
+@as_model_function.register(MLPRegressor)
+def _(estimator):
+    n = estimator.n_outputs_
+    if estimator.loss == "poisson":
+        loss, targets = HalfTweedieDeviance(1), RegressionTargets(n, "nonnegative")
+    else:
+        loss, targets = HalfSquaredError(n), RegressionTargets(n)
+    return _perceptron(estimator, loss=loss, targets=targets, n_outputs=n)
+
+
+@ridge_parameters.register(MLPClassifier)
+@ridge_parameters.register(MLPRegressor)
+def _(estimator, ridge, n_rows, total_weight):
+    return {"alpha": ridge / _n_batches(estimator, n_rows)}
+
+
+def _n_batches(estimator, n_rows):
+    """Return how often an epoch adds the penalty: once for every batch."""
+    if estimator.solver == "lbfgs":
+        return 1
+    size = 200 if estimator.batch_size == "auto" else estimator.batch_size
+    return -(-n_rows // min(size, n_rows))

@@ -1,0 +1,190 @@
+"""Networks: what they compute, in the form in which their parameters may move."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ..exceptions import UnsupportedOptionError
+from ..kernels import Network, TangentFeatures
+from ..losses import couple, coupled_layout
+from ._base import ModelFunction, Penalty
+
+
+class Decay(NamedTuple):
+    """L2 penalty of each parameter tensor: ``strength ||theta||^2 / 2``, 0 for free ones.
+
+    Attributes
+    ----------
+    strengths : dict of str to float
+        In the units of the total loss, or of one row's where they scale with the weight.
+    scales_with : {"nothing", "weight"}
+        See `Penalty`.
+    """
+
+    strengths: dict
+    scales_with: str = "nothing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkModel(ModelFunction):
+    """A network around some parameters, linearised at its fitted ones.
+
+    Attributes
+    ----------
+    module : torch.nn.Module
+        Computes the outputs before the inverse link; read, never written.
+    decay : Decay
+    readout : callable or None
+        Applied to what the module returns.
+    network : Network or None
+        The private copy that derivatives are taken of; made by `prepared`.
+    """
+
+    module: torch.nn.Module
+    decay: Decay | None = None
+    readout: object = None
+    network: Network | None = None
+
+    def prepared(self, X, *, parameters=None, dtype="float64", device=None):
+        """Return this model with the network that rows like X go through.
+
+        Parameters
+        ----------
+        X : array-like
+            Training rows, as the outermost estimator takes them.
+        parameters : list of str or None
+            Glob patterns of the parameters that may move; None: all trainable ones.
+        dtype, device : str or None
+            Of all computations on the network.
+        """
+        names = self._chosen(parameters)
+        strengths = [self.decay.strengths[name] for name in names]
+        largest = max(strengths)
+        relative = [value / largest if largest > 0 else 1.0 for value in strengths]
+        network = Network(
+            self.module,
+            dict(zip(names, relative, strict=True)),
+            self.inputs(X),
+            readout=self.readout,
+            dtype=getattr(torch, dtype),
+            device=device,
+        )
+        penalty = Penalty(np.array([largest]), self.decay.scales_with)
+        return replace(self, network=network, penalty=penalty)._with_outputs(network.n_outputs)
+
+    def _with_outputs(self, n_outputs):
+        """Return this model with what depends on the number of outputs."""
+        return self
+
+    def _chosen(self, patterns):
+        trainable = [name for name, p in self.module.named_parameters() if p.requires_grad]
+        if not trainable:
+            raise UnsupportedOptionError(
+                f"{type(self.estimator).__name__} has no trainable parameters: all have "
+                "requires_grad=False. Set it to True on those that may move."
+            )
+        if patterns is None:
+            return trainable
+        patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+        chosen = [name for name in trainable if any(fnmatchcase(name, p) for p in patterns)]
+        unused = [p for p in patterns if not any(fnmatchcase(name, p) for name in trainable)]
+        if unused or not chosen:
+            raise UnsupportedOptionError(
+                f"parameters={patterns!r} matches no trainable parameter by "
+                f"{(unused or patterns)[0]!r}. The parameters are {', '.join(trainable)}."
+            )
+        return chosen
+
+    @abstractmethod
+    def inputs(self, X):
+        """Return rows as the module takes them."""
+
+    @abstractmethod
+    def write_tensors(self, estimator, tensors):
+        """Put arrays by parameter name into a copy of the estimator."""
+
+    def features(self, X):
+        return TangentFeatures(self.network, self.inputs(X))
+
+    def outputs(self, features):
+        return features.outputs.to(torch.float64).cpu()
+
+    @property
+    def layout(self):
+        """Outputs share parameters: one block of all of them."""
+        return coupled_layout(self.n_latent)
+
+    @property
+    def n_factors(self):
+        """All outputs have one curvature."""
+        return 1
+
+    def expand(self, y, z, weights):
+        expansion = self.loss.expand(y, z, weights)
+        return couple(expansion, self.loss.layout(self.n_latent))
+
+    @property
+    def free_jacobian(self):
+        return torch.zeros(self.n_latent, self.network.n_free, dtype=torch.float64)
+
+    def start(self):
+        return None
+
+    def fitted_parameters(self):
+        parameters = dict(self.network.module.named_parameters())
+        parts = [parameters[name].flatten().double() for name in self.network.places]
+        return torch.cat(parts).cpu().numpy()
+
+    def flatten(self, weights, free):
+        return self.network.unscaled(weights, free).cpu()
+
+    def parameter_names(self, n_rows):
+        parameters = dict(self.module.named_parameters())
+        shapes = {name: tuple(parameters[name].shape) for name in self.network.places}
+        return ParameterNames(shapes, self.label)
+
+    @staticmethod
+    def label(name, index):
+        """Return the name of one entry of a parameter tensor."""
+        return f"{name}[{', '.join(map(str, index))}]" if index else name
+
+    def write(self, estimator, parameters, removed, training, weights):
+        tensors, start = {}, 0
+        for name in self.network.places:
+            value = dict(self.module.named_parameters())[name]
+            stop = start + value.numel()
+            tensors[name] = np.asarray(parameters[start:stop]).reshape(value.shape)
+            start = stop
+        self.write_tensors(estimator, tensors)
+
+
+class ParameterNames(Sequence):
+    """Names of single parameters, ``"0.weight[3, 1]"``, written when read."""
+
+    def __init__(self, shapes, label):
+        self._shapes = shapes
+        self._label = label
+        sizes = [int(np.prod(shape)) for shape in shapes.values()]
+        self._ends = np.cumsum(sizes)
+
+    def __len__(self):
+        return int(self._ends[-1])
+
+    def __getitem__(self, position):
+        if isinstance(position, slice):
+            return [self[i] for i in range(*position.indices(len(self)))]
+        position = range(len(self))[position]
+        tensor = int(np.searchsorted(self._ends, position, side="right"))
+        name, shape = list(self._shapes.items())[tensor]
+        start = self._ends[tensor - 1] if tensor else 0
+        index = np.unravel_index(position - start, shape) if shape else ()
+        return self._label(name, index)
+
+    def __repr__(self):
+        tensors = ", ".join(f"{name} {shape}" for name, shape in self._shapes.items())
+        return f"ParameterNames({tensors})"
