@@ -14,7 +14,7 @@ def __getattr__(name):
 
         return TorchModel
     if name == "linearize":
-        from .models import linearize
+        from .models._linearize import linearize
 
         return linearize
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -527,7 +527,7 @@ class InfluenceEstimator(
         """
         _, order = self._choices("prediction", order)
         state = self._engine.removal_state(self._rows(indices), order)
-        return self._engine.parameters_of(state)
+        return self._engine.parameters_of(state, order)
 
     def unlearn(self, indices, *, order=None):
         """Return a fitted copy of the wrapped estimator without the rows' influence.
@@ -565,7 +565,7 @@ class InfluenceEstimator(
         estimator = deepcopy(self.estimator_)
         removed = np.zeros(len(self.self_influence_), dtype=bool)
         removed[rows.numpy()] = True
-        self._engine.write(final_estimator(estimator), state, removed)
+        self._engine.write(final_estimator(estimator), state, removed, order)
         return estimator
 
     # The wrapped model -------------------------------------------------------------------------

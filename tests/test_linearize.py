@@ -10,6 +10,7 @@ import pytest
 import torch
 from skorch import NeuralNetClassifier, NeuralNetRegressor
 from torch import nn
+from torch.autograd import forward_ad
 from torch.func import functional_call, jacrev, vmap
 
 from sklearn_dualif.exceptions import UnsupportedModelError
@@ -350,12 +351,14 @@ def test_the_module_is_left_alone():
 
 
 def test_torch_settings_are_restored():
-    fast = torch.backends.mha.get_fastpath_enabled()
-    flash = torch.backends.cuda.flash_sdp_enabled()
+    def settings():
+        return torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()
+
+    assert settings() == (True, True)
+    linearize(dense())(torch.randn(N, 4))
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         linearize(dense())(torch.randn(N, 3))
-    assert torch.backends.mha.get_fastpath_enabled() == fast
-    assert torch.backends.cuda.flash_sdp_enabled() == flash
+    assert settings() == (True, True)
 
 
 # Copies and states
@@ -453,6 +456,7 @@ def test_a_layer_without_a_forward_derivative_is_named():
     for _ in range(2):
         with pytest.raises(UnsupportedModelError, match=message):
             expansion(inputs)
+    pickle.dumps(expansion)  # the search for the layer leaves nothing behind
     with pytest.raises(UnsupportedModelError, match=r"The layer '1', Doubling, has no forward"):
         linearize(nn.Sequential(nn.Linear(4, 2), Doubling()))(torch.randn(N, 4))
 
@@ -462,6 +466,21 @@ def test_a_layer_without_a_forward_derivative_is_named():
 
     with pytest.raises(UnsupportedModelError, match="forward of Whole has no forward-mode"):
         linearize(Whole(4, 2))(torch.randn(N, 4))
+
+
+class Exhausting(nn.Linear):
+    """Runs out of memory when its derivative is taken."""
+
+    def forward(self, inputs):
+        z = super().forward(inputs)
+        if forward_ad.unpack_dual(z).tangent is not None:
+            raise torch.OutOfMemoryError("no memory left")
+        return z
+
+
+def test_missing_memory_is_no_missing_derivative():
+    with pytest.raises(torch.OutOfMemoryError, match="no memory left"):
+        linearize(Exhausting(4, 2))(torch.randn(N, 4))
 
 
 @pytest.mark.parametrize("module", [nn.Linear, None, "net"])

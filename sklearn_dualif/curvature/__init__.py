@@ -2,7 +2,15 @@
 
 from ._base import Curvature, LeaveOneOut
 from ._dual import DualCurvature
+from ._kernel_dual import KernelDual
 from ._primal import PrimalCurvature
 from ._tangent import TangentCurvature
 
-__all__ = ["Curvature", "DualCurvature", "LeaveOneOut", "PrimalCurvature", "TangentCurvature"]
+__all__ = [
+    "Curvature",
+    "DualCurvature",
+    "KernelDual",
+    "LeaveOneOut",
+    "PrimalCurvature",
+    "TangentCurvature",
+]

@@ -51,15 +51,21 @@ class InfluenceEngine:
             self.state, self.z, self.curvature = polish(problem)
         else:
             self.z = problem.fitted_outputs
-            self.curvature = problem.curvature(self.z, ridge=damping)
+            self.curvature = self._factorize(damping)
             self.state = self._fitted_state()
         self.stationarity = self._stationarity()
-        self.curvature.anchor(*self._anchor(damping))
+        self._anchor_at(damping)
         self._orders = {}
         self._exact = None
         self.own = self._own_changes(order)
         if not self.damped:
             self._warn_if_far(frozen)
+
+    def _factorize(self, damping):
+        return self.problem.curvature(self.z, ridge=damping)
+
+    def _anchor_at(self, damping):
+        self.curvature.anchor(*self._anchor(damping))
 
     def _stationarity(self):
         return stationarity(self.problem)
@@ -132,8 +138,9 @@ class InfluenceEngine:
         if order != "exact" or self._exact_is_newton():
             return self.problem.layout.to_outputs(result.own)
         own = torch.empty_like(self.z)
+        curvature = self._curvature_for("exact")
         for rows, states in self._exact_states():
-            own[rows] = self.problem.layout.to_outputs(self.curvature.own_outputs(rows, states))
+            own[rows] = self.problem.layout.to_outputs(curvature.own_outputs(rows, states))
         return own
 
     def _exact_is_newton(self):
@@ -144,13 +151,17 @@ class InfluenceEngine:
         """What exact removals start from: state, outputs, curvature and Newton's removals."""
         return self.state, self.z, self.curvature, self.leave_one_out("newton")
 
+    def _curvature_for(self, order):
+        """Return the curvature whose states the effects of an order are."""
+        return self.curvature
+
     def _exact_states(self):
         """Yield (rows, states) of all exact removals; kept where that takes little memory."""
         if self._exact is not None:
             yield from self._exact
             return
         blocks = []
-        small = self.state.numel() * self.curvature.n_rows <= _KEPT_DOUBLES
+        small = self._optimum[0].numel() * self.curvature.n_rows <= _KEPT_DOUBLES
         for block in leave_one_out_states(self.problem, *self._optimum):
             if small:
                 blocks.append(block)
@@ -192,9 +203,9 @@ class InfluenceEngine:
 
     # Queries -----------------------------------------------------------------------------------
 
-    def outputs(self, features):
+    def outputs(self, features, order):
         """Return the outputs of query rows (t, C), and what maps states to their changes."""
-        design = self.curvature.design(features)
+        design = self._curvature_for(order).design(features)
         if self.as_fitted:
             return self.model.outputs(features), design
         return self.curvature.output_changes(design, self.state)[:, 0] + self.problem.offset, design
@@ -225,12 +236,13 @@ class InfluenceEngine:
 
     def _stream(self, features, y, objective, order):
         """Yield (queries, columns, effects) of a tile of all single removals at a time."""
-        z, design = self.outputs(features)
+        z, design = self.outputs(features, order)
+        curvature = self._curvature_for(order)
         for rows, states in self._removal_states(order):
             first = int(rows[0])
             for queries, columns in self.tiles(features.shape[0], len(rows)):
                 part = design[queries] if torch.is_tensor(design) else design.take(queries)
-                dz = self.curvature.output_changes(part, states[..., columns])
+                dz = curvature.output_changes(part, states[..., columns])
                 targets = None if y is None else y[queries]
                 values = self._effect(objective, order, z[queries], dz, targets)
                 yield queries, slice(first + columns.start, first + columns.stop), values
@@ -290,34 +302,41 @@ class InfluenceEngine:
         """Return the state change of giving rows other targets (and their class weights)."""
         if not len(rows):
             return torch.zeros_like(self.state)
-        problem, loss = self.problem, self.model.loss
+        problem = self.problem
         codes = self._class_codes(problem.y)
         if codes is not None:
             kept = problem.weights.reshape(len(self.z), -1).sum(1) > 0
             kept[rows] = False
             after = torch.cat([codes[kept], self._class_codes(y_new)])
             self._check_classes_stay(codes[rows], after, "Relabelling", order)
-        before = self.model.expand(problem.y[rows], self.z[rows], problem.weights[rows])
-        after = self.model.expand(y_new, self.z[rows], weights_new)
-        curvature_change = after.root @ after.root.mT - before.root @ before.root.mT
-        if order == "first" or not bool(curvature_change.any()):
-            curvature_change = None
-        start = self.curvature.edit(rows, after.gradient - before.gradient, curvature_change)
-        if order != "exact" or self._exact_is_newton():
-            return start
-        edited = problem.relabeled(rows, y_new, weights_new)
-        return relabel_exactly(edited, *self._optimum[:3], start)
+        if order == "exact" and not self._exact_is_newton():
+            state, z, curvature = self._optimum[:3]
+            edited = problem.relabeled(rows, y_new, weights_new)
+            start = self._edit(curvature, z, rows, y_new, weights_new, first_order=False)
+            return relabel_exactly(edited, state, z, curvature, start)
+        first_order = order == "first"
+        return self._edit(self.curvature, self.z, rows, y_new, weights_new, first_order=first_order)
+
+    def _edit(self, curvature, z, rows, y_new, weights_new, *, first_order):
+        """Return the state change of one step after rows got other targets and weights."""
+        problem = self.problem
+        before = self.model.expand(problem.y[rows], z[rows], problem.weights[rows])
+        after = self.model.expand(y_new, z[rows], weights_new)
+        change = after.root @ after.root.mT - before.root @ before.root.mT
+        if first_order or not bool(change.any()):
+            change = None
+        return curvature.edit(rows, after.gradient - before.gradient, change)
 
     def state_effect(self, state, features, y, objective, order):
         """Return the effect of a state change on each query's objective, (t,)."""
-        z, design = self.outputs(features)
-        dz = self.curvature.output_changes(design, state)
+        z, design = self.outputs(features, order)
+        dz = self._curvature_for(order).output_changes(design, state)
         return self._effect(objective, order, z, dz, y)[:, 0]
 
     def response_change(self, state, features, order):
         """Return the change of the outputs that a caller sees, (t, n_outputs)."""
-        z, design = self.outputs(features)
-        dz = self.curvature.output_changes(design, state)[:, 0]
+        z, design = self.outputs(features, order)
+        dz = self._curvature_for(order).output_changes(design, state)[:, 0]
         loss = self.model.loss
         if order == "first":
             shown = loss.response_slope(z) * dz
@@ -325,7 +344,7 @@ class InfluenceEngine:
             shown = loss.response_change(z, dz)
         return shown[:, : self.model.n_outputs]
 
-    def parameters_of(self, state):
+    def parameters_of(self, state, order):
         """Return the model's parameters that a state stands for, (n_parameters,)."""
         weights = self.curvature.weights_of(state)
         if isinstance(self.curvature, DualCurvature) and self.model.start() is not None:
@@ -336,9 +355,10 @@ class InfluenceEngine:
         free = state[:, : self.curvature.n_free]
         return self.model.flatten(weights, free)[:, 0].numpy()
 
-    def write(self, estimator, state, removed):
+    def write(self, estimator, state, removed, order):
         """Put the parameters at a state change into a copy of the final estimator."""
-        start = self.model.fitted_parameters() if self.damped else self.parameters_of(self.state)
-        parameters = start + self.parameters_of(state)
+        fitted = self.model.fitted_parameters
+        start = fitted() if self.as_fitted else self.parameters_of(self.state, order)
+        parameters = start + self.parameters_of(state, order)
         weights = np.asarray(self.problem.weights)
         self.model.write(estimator, parameters, removed, self.problem.features, weights)

@@ -6,8 +6,13 @@ from functools import cached_property
 
 import torch
 
-from ..curvature import TangentCurvature
-from ..exceptions import InfluenceWarning, MemoryLimitError, NotStationaryWarning
+from ..curvature import KernelDual, TangentCurvature
+from ..exceptions import (
+    InfluenceWarning,
+    MemoryLimitError,
+    NotStationaryWarning,
+    UnsupportedOptionError,
+)
 from ..kernels import KernelBasis, ParameterBasis, TangentDesign
 from ..linalg import pivoted_cholesky
 from ._engine import InfluenceEngine
@@ -15,6 +20,7 @@ from ._problem import TrainingProblem, minimise
 
 _DAMPING = 0.01
 _NOT_STATIONARY = 0.1
+_LEFT_OUT = 1e-11
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,17 +29,30 @@ class NetworkProblem(TrainingProblem):
 
     Attributes
     ----------
-    tangent : TangentDesign
-        Explicit Jacobians of the training rows in some coordinates of the parameters.
     centered : bool
         Whether the ridge is about the fitted parameters (a damping), not about zero.
     """
 
-    tangent: TangentDesign
     centered: bool = False
 
+    @cached_property
+    def expansion(self):
+        """Expansion of the losses at the fitted outputs."""
+        return self.expand(self.fitted_outputs)
+
+    @cached_property
+    def tangent(self):
+        """Explicit Jacobians of the training rows in some coordinates of the parameters."""
+        if self.form == "primal":
+            return TangentDesign(ParameterBasis(self.model.network), self.features, "primal")
+        heads = self.features.heads(self.expansion.root[0])
+        factor = pivoted_cholesky(heads.gram(heads), _LEFT_OUT * float(self.ridge[0]))
+        penalized, _ = self.model.network.parameters()
+        basis = KernelBasis(heads.picked(factor.pivots), factor.corner, penalized)
+        return TangentDesign(basis, self.features, "dual")
+
     def curvature(self, z, *, ridge=None):
-        return self.form(
+        return TangentCurvature(
             self.tangent,
             self.layout,
             self.model.free_jacobian,
@@ -47,6 +66,17 @@ class NetworkProblem(TrainingProblem):
         """The fitted parameters as a state, from the center of the ridge."""
         start = self.tangent.start()
         return torch.zeros_like(start) if self.centered else start
+
+    def without(self, rows):
+        return self._with_tangent(super().without(rows))
+
+    def relabeled(self, rows, y, weights):
+        return self._with_tangent(super().relabeled(rows, y, weights))
+
+    def _with_tangent(self, problem):
+        """Let an edited problem use the coordinates of this one."""
+        problem.__dict__["tangent"] = self.tangent
+        return problem
 
 
 def build_network_problem(model, X, y, sample_weight, solver, memory_limit, damping=None):
@@ -63,7 +93,6 @@ def build_network_problem(model, X, y, sample_weight, solver, memory_limit, damp
         ridge = torch.full_like(ridge, _own_damping(model, features, root, damping))
         damping = None
     form = _choose_form(model, features, root.shape[2], solver, memory_limit)
-    tangent = _FORMS[form](features, root)
     problem = NetworkProblem(
         model=model,
         features=features,
@@ -71,8 +100,7 @@ def build_network_problem(model, X, y, sample_weight, solver, memory_limit, damp
         weights=weights,
         ridge=ridge,
         shares=shares,
-        form=TangentCurvature,
-        tangent=tangent,
+        form=form,
         centered=centered,
     )
     return problem, None if damping is None else torch.full_like(ridge, damping)
@@ -93,21 +121,6 @@ def _own_damping(model, features, root, damping):
         stacklevel=2,
     )
     return ridge
-
-
-def _primal(features, root):
-    return TangentDesign(ParameterBasis(features.network), features, "primal")
-
-
-def _dual(features, root):
-    heads = features.heads(root)
-    factor = pivoted_cholesky(heads.gram(heads))
-    penalized, _ = features.network.parameters()
-    basis = KernelBasis(heads.picked(factor.pivots), factor.corner, penalized)
-    return TangentDesign(basis, features, "dual")
-
-
-_FORMS = {"primal": _primal, "dual": _dual}
 
 
 def _choose_form(model, features, rank_per_row, solver, memory_limit):
@@ -141,8 +154,35 @@ class NetworkEngine(InfluenceEngine):
 
     moves_to_optimum = False
 
-    def _start(self):
-        return self.problem.start
+    def _factorize(self, damping):
+        problem = self.problem
+        if problem.form == "primal":
+            return problem.curvature(self.z, ridge=damping)
+        if problem.expansion.coefficient is None:
+            raise UnsupportedOptionError(
+                f"solver='dual' needs a loss whose gradient vanishes with its curvature; "
+                f"{type(self.model.loss).__name__} has none. Use solver='primal'."
+            )
+        penalized, _ = self.model.network.parameters()
+        ridge, shares = problem.ridge, problem.shares
+        if problem.centered:
+            penalized = torch.zeros_like(penalized)
+        if damping is not None:
+            # The curvature's share is of the damping; the gradient's stays the model's own.
+            ratio = float(damping[0] / ridge[0])
+            ridge, penalized = damping, penalized / ratio
+            shares = None if shares is None else ratio * shares
+        return KernelDual(problem.features, problem.expansion, float(ridge[0]), shares, penalized)
+
+    def _anchor_at(self, damping):
+        if self.problem.form == "primal":
+            super()._anchor_at(damping)
+
+    def _fitted_state(self):
+        if self.problem.form == "primal":
+            return self.problem.start
+        size = self.curvature.n_free + self.curvature.width + 1
+        return torch.zeros(1, size, 1, dtype=torch.float64)
 
     def _exact_is_newton(self):
         return False
@@ -150,7 +190,7 @@ class NetworkEngine(InfluenceEngine):
     @cached_property
     def _optimum(self):
         problem = self.problem
-        state, z, curvature, converged = minimise(problem, self.problem.start, self.z)
+        state, z, curvature, converged = minimise(problem, problem.start, self.z)
         if not converged:
             raise ValueError(
                 "order='exact' found no optimum of the network's linearisation (parameters "
@@ -160,15 +200,23 @@ class NetworkEngine(InfluenceEngine):
         curvature.anchor(state, problem.shares)
         return state, z, curvature, curvature.leave_one_out()
 
+    def _curvature_for(self, order):
+        return self._optimum[2] if order == "exact" else self.curvature
+
     def _stationarity(self):
-        problem, tangent = self.problem, self.problem.tangent
+        problem, network = self.problem, self.model.network
         gradient = problem.model.loss.weighted_gradient(problem.y, self.z, problem.weights)
-        per_row = torch.einsum("ncp,nc->np", tangent.values, gradient)
-        pull = problem.ridge[0] * problem.start[0, :, 0]
-        pull[: self.model.network.n_free] = 0.0
-        norms = torch.linalg.vector_norm(per_row, dim=1)
-        total = float(torch.linalg.vector_norm(per_row.sum(0) + pull))
-        return total / float(norms[norms > 0].median()) if bool((norms > 0).any()) else 0.0
+        heads = problem.features.heads()
+        free = torch.einsum("ncf,nc->nf", heads.free_jacobian.double(), gradient)
+        blocks = heads.diagonal_blocks().double()
+        squares = torch.einsum("nc,ncd,nd->n", gradient, blocks, gradient).clamp(min=0.0)
+        norms = torch.sqrt(squares + (free**2).sum(1))
+        total = heads.pull(gradient[..., None])[:, 0].double()
+        if not problem.centered:
+            total = total + problem.ridge * network.parameters()[0].double()
+        size = float(torch.sqrt((total**2).sum() + (free.sum(0) ** 2).sum()))
+        counted = norms[norms > 0]
+        return size / float(counted.median()) if len(counted) else 0.0
 
     def _warn_if_far(self, frozen):
         if self.stationarity > _NOT_STATIONARY:
@@ -182,11 +230,12 @@ class NetworkEngine(InfluenceEngine):
                 stacklevel=2,
             )
 
-    def parameters_of(self, state):
-        free = self.model.network.n_free
-        penalized = self.problem.tangent.basis.lift(state[0, free:])
-        return self.model.flatten(penalized, state[0, :free])[:, 0].double().numpy()
+    def parameters_of(self, state, order):
+        if self.problem.form == "primal" or order == "exact":
+            free = self.model.network.n_free
+            penalized = self.problem.tangent.basis.lift(state[0, free:])
+            return self._flat(penalized, state[0, :free])
+        return self._flat(*self.curvature.lift(state))
 
-    def write(self, estimator, state, removed):
-        parameters = self.model.fitted_parameters() + self.parameters_of(state)
-        self.model.write(estimator, parameters, removed, self.problem.features, None)
+    def _flat(self, penalized, free):
+        return self.model.flatten(penalized, free)[:, 0].double().numpy()

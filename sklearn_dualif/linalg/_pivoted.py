@@ -20,9 +20,13 @@ class PivotedFactor(NamedTuple):
     corner: torch.Tensor
 
 
-def pivoted_cholesky(matrix):
-    """Return the `PivotedFactor` of a positive semidefinite matrix to working precision."""
+def pivoted_cholesky(matrix, tolerance):
+    """Return the `PivotedFactor` of a positive semidefinite matrix, without its last pivots.
+
+    Those below the tolerance, or below what rounding leaves, are left out.
+    """
     a = matrix.to(torch.float64).numpy()
-    factor, pivots, rank, _ = lapack.dpstrf(a.T, lower=1, tol=-1.0)
+    tolerance = max(tolerance, len(a) * 2.2e-16 * float(a.diagonal().max()))
+    factor, pivots, rank, _ = lapack.dpstrf(a.T, lower=1, tol=tolerance)
     corner = torch.from_numpy(factor[:rank, :rank]).tril()
     return PivotedFactor(torch.from_numpy(pivots[:rank] - 1).long(), corner)

@@ -2,7 +2,6 @@
 
 from . import _kernel, _linear, _mlp, _torch  # noqa: F401 - registers the models
 from ._base import KernelModel, LinearModel, ModelFunction, Penalty
-from ._linearize import linearize
 from ._network import NetworkModel
 from ._registry import as_model_function, check_supported, ridge_parameters
 from ._torch_model import TorchModel
@@ -20,7 +19,6 @@ __all__ = [
     "final_estimator",
     "final_fit_params",
     "is_frozen",
-    "linearize",
     "ridge_parameters",
     "tunable_estimator",
 ]

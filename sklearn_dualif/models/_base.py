@@ -37,7 +37,8 @@ class Penalty(NamedTuple):
         """Return the ridge that each row takes along, (n,), or None."""
         if self.scales_with == "nothing" or not np.any(self.strength):
             return None
-        per_row = weights if self.scales_with == "weight" else np.ones(len(weights))
+        by_weight = self.scales_with == "weight"
+        per_row = np.asarray(weights) if by_weight else np.ones(len(weights))
         # A row with all the weight would take the whole ridge along: the limit of almost all.
         per_row = np.minimum(per_row, (1.0 - 1e-8) * per_row.sum())
         return as_tensor(float(np.ravel(self.strength)[0]) * per_row)

@@ -109,7 +109,6 @@ class LinearizedModule(nn.Module):
             owner, own_name = _owner(self, name)
             owner.register_parameter(own_name, nn.Parameter(parameter.detach().clone()))
         self._moving = tuple(name for name, _ in moving)
-        base.requires_grad_(False)
 
     def forward(self, *inputs, **kwargs):
         """Return the expansion's outputs of what the module takes.
@@ -129,7 +128,7 @@ class LinearizedModule(nn.Module):
         UnsupportedModelError
             A `TypeError`, if the module gives no tensor or a layer has no forward-mode derivative.
         """
-        constants = dict(self._constants.named_buffers(remove_duplicate=False))
+        constants = dict(self._constants.named_buffers())
         start = {name: constants.pop(name) for name in self._moving}
         shift = {name: attrgetter(name)(self) - start[name] for name in self._moving}
 
@@ -195,7 +194,6 @@ def _private_copy(module):
             f"{type(module).__name__} can't be copied ({error}). Keep only parameters and "
             "buffers, no results of a forward pass, on the module."
         ) from error
-    base.zero_grad()
     for part in base.modules():
         part.training = False
     return base

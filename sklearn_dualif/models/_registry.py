@@ -8,7 +8,8 @@ _SUPPORTED = (
     "LinearRegression, Ridge, RidgeCV, RidgeClassifier, RidgeClassifierCV, LogisticRegression, "
     "LogisticRegressionCV, LinearSVC, LinearSVR, PoissonRegressor, GammaRegressor, "
     "TweedieRegressor, HuberRegressor, SGDClassifier, SGDRegressor, BayesianRidge, KernelRidge, "
-    "GaussianProcessRegressor, MLPClassifier, MLPRegressor and TorchModel, alone, at the end of a Pipeline, in a FrozenEstimator or as the "
+    "GaussianProcessRegressor, MLPClassifier, MLPRegressor and TorchModel, alone, at the end of a "
+    "Pipeline, in a FrozenEstimator or as the "
     "estimator of a search"
 )
 

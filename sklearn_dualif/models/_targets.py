@@ -82,7 +82,7 @@ class ClassTargets(NamedTuple):
             class_weight = self.class_weight
             if isinstance(class_weight, dict):
                 class_weight = {c: v for c, v in class_weight.items() if c in present}
-            factors[np.searchsorted(self.classes, present)] = compute_class_weight(
+            factors[self._positions(present)] = compute_class_weight(
                 class_weight, classes=present, y=np.asarray(y), sample_weight=weights
             )
         return self._replace(class_weight=factors)
@@ -97,7 +97,12 @@ class ClassTargets(NamedTuple):
                 f"fitted on. Known classes: {list(self.classes)}. Correct the label, or refit with "
                 "rows of that class."
             )
-        return np.searchsorted(self.classes, y)
+        return self._positions(y)
+
+    def _positions(self, labels):
+        """Return where known labels stand in ``classes``, which need not be sorted."""
+        order = np.argsort(self.classes)
+        return order[np.searchsorted(self.classes, labels, sorter=order)]
 
     def encode(self, y):
         """Return class indices (n,), or codes (n, 1) or (n, n_classes)."""

@@ -10,7 +10,7 @@ from ._base import Penalty
 from ._network import Decay, NetworkModel
 from ._registry import as_model_function
 from ._targets import ClassTargets, MultilabelTargets, RegressionTargets
-from ._torch_model import TorchModel, as_rows, weight_decays
+from ._torch_model import TorchModel, as_inputs, as_rows, weight_decays
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class TorchNetwork(NetworkModel):
     """A module whose penalty scales with the mean loss that it was trained on."""
 
     def inputs(self, X):
-        return torch.as_tensor(as_rows(self.transform(X)))
+        return as_inputs(as_rows(self.transform(X)), torch.float64, torch.device("cpu"))
 
     def write_tensors(self, estimator, tensors):
         parameters = dict(estimator.module.named_parameters())

@@ -53,9 +53,10 @@ class TorchModel(BaseEstimator):
         An instance of a `sklearn_dualif.losses.Loss`: that loss of numbers.
     weight_decay : float or dict of str to float, default=0.0
         :math:`\lambda \ge 0` of the penalty :math:`\tfrac12 \lambda \|\theta\|^2` on the *mean*
-        loss, which is what ``weight_decay`` of ``torch.optim.SGD`` stands for. A dict gives values
-        for patterns of parameter names, such as ``{"*.bias": 0.0, "*": 1e-4}``; the first pattern
-        that matches a name counts, and a parameter that none matches has no penalty.
+        loss, which is what ``weight_decay`` of ``torch.optim.SGD`` stands for: the mean over rows
+        and, as `torch.nn.MSELoss` and `torch.nn.BCEWithLogitsLoss` have it, outputs. A dict gives
+        values for patterns of parameter names, such as ``{"*.bias": 0.0, "*": 1e-4}``; the first
+        pattern that matches a name counts, and a parameter that none matches has no penalty.
     classes : sequence of (n_classes,) labels, default=None
         Label of each logit, in the order of the logits; for a single logit, the label of negative
         and then that of positive ones. None: the sorted labels of the ``y`` passed to `fit` if
