@@ -57,9 +57,9 @@ class InfluenceEstimator(
     Parameters
     ----------
     estimator : estimator
-        A linear, generalized linear or kernel model of scikit-learn, a `Pipeline` that ends in
-        one, a `FrozenEstimator` of one (used as it is), or a search over one. Cloned, never
-        changed.
+        A linear, generalized linear or kernel model or a multilayer perceptron of scikit-learn, a
+        `TorchModel`, a classifier or regressor of skorch, a `Pipeline` that ends in one, a
+        `FrozenEstimator` of one (used as it is), or a search over one. Cloned, never changed.
     ridge : "model", "loo" or float, default="model"
         Penalty in units of the objective :math:`\sum_i w_i \ell_i + \tfrac12
         \mathrm{ridge}\,\|\theta\|^2`. "model" keeps the wrapped model's own. A float sets it on
@@ -75,7 +75,7 @@ class InfluenceEstimator(
         "newton" takes one Newton step on the rows that stay, which is exact for squared loss.
         "first" is the classical linear approximation. "exact" iterates to the optimum without the
         rows and equals a refit.
-    solver : {"auto", "primal", "dual"}, default="auto"
+    solver : {"auto", "primal", "dual", "iterative"}, default="auto"
         Factorize in parameters (primal) or in rows (dual). "auto" takes the cheaper one that fits
         ``memory_limit``.
     sketch : None
@@ -146,6 +146,12 @@ class InfluenceEstimator(
     of the parameters is therefore brought to the optimum; the wrapped model and its predictions
     stay as fitted.
 
+    A net of skorch is given its rows in the precision of its module and its labels as numbers, so
+    that both may be any; the net itself, in ``estimator_`` or from `unlearn`, predicts numbers. In
+    a `Pipeline` the step before it has to give that precision, as
+    ``FunctionTransformer(np.float32)`` does, and the targets of a regression have the shape of its
+    outputs. Rows that its ``train_split`` holds out have no influence.
+
     References
     ----------
     .. [1] Z. Sun and S. Valaee, "Extending Kernel Trick to Influence Functions",
@@ -180,6 +186,7 @@ class InfluenceEstimator(
         "solver": [str],
         "sketch": "no_validation",
         "parameters": "no_validation",
+        "tol": [Interval(Real, 0, 1, closed="neither")],
         "memory_limit": [str, Real, None],
         "batch_size": [Interval(Integral, 1, None, closed="left"), None],
         "dtype": "no_validation",
@@ -200,6 +207,7 @@ class InfluenceEstimator(
         solver="auto",
         sketch=None,
         parameters=None,
+        tol=1e-3,
         memory_limit=None,
         batch_size=None,
         dtype="float64",
@@ -216,6 +224,7 @@ class InfluenceEstimator(
         self.solver = solver
         self.sketch = sketch
         self.parameters = parameters
+        self.tol = tol
         self.memory_limit = memory_limit
         self.batch_size = batch_size
         self.dtype = dtype
@@ -595,11 +604,13 @@ class InfluenceEstimator(
         """Return the wrapped model's score."""
         return self._delegate("score", X, y, **params)
 
-    def _delegate(self, method, *args, **params):
+    def _delegate(self, method, X, *y, **params):
         check_is_fitted(self)
         if _routing_enabled():
             params = process_routing(self, method, **params).estimator[method]
-        return getattr(self.estimator_, method)(*args, **params)
+        y = map(self._conversion.targets, y)
+        values = getattr(self.estimator_, method)(self._conversion.rows(X), *y, **params)
+        return self._conversion.predictions(values) if method == "predict" else values
 
     # Composition -------------------------------------------------------------------------------
 
@@ -663,7 +674,8 @@ class InfluenceEstimator(
             raise AttributeError(f"{type(self.estimator_).__name__} has no method {method!r}.")
         model = self._engine.model
         outputs = self._engine.loo_outputs()[:, : model.n_outputs].numpy()
-        return model.from_outputs(method, outputs)
+        values = model.from_outputs(method, outputs)
+        return self._conversion.predictions(values) if method == "predict" else values
 
     def get_metadata_routing(self):
         """Return the metadata routing: fit parameters go to the wrapped estimator.

@@ -83,10 +83,10 @@ def check_known_options(estimator):
             )
     if not isinstance(estimator.dtype, str) or estimator.dtype not in ("float64", "float32"):
         raise ValueError(f"dtype={estimator.dtype!r} is not known. Choose 'float64' or 'float32'.")
-    if estimator.solver not in ("auto", "primal", "dual"):
+    if estimator.solver not in ("auto", "primal", "dual", "iterative"):
         raise ValueError(
-            f"solver={estimator.solver!r} is not available in this version; choose 'auto', "
-            "'primal' or 'dual'."
+            f"solver={estimator.solver!r} is not known; choose 'auto', 'primal', 'dual' or "
+            "'iterative'."
         )
 
 

@@ -308,8 +308,6 @@ def test_ridge_of_zero_where_the_model_has_none():
 @pytest.mark.parametrize(
     ("name", "value", "remedy"),
     [
-        ("solver", "iterative", "'auto', 'primal' or 'dual'"),
-        ("solver", "lu", "'auto', 'primal' or 'dual'"),
         ("curvature", "empirical_fisher", "curvature='gauss_newton'"),
         ("curvature", "identity", "curvature='gauss_newton'"),
         ("curvature", "kfac", "curvature='gauss_newton'"),
@@ -334,6 +332,11 @@ def test_options_of_later_versions(name, value, remedy):
 def test_options_of_networks(name, value, remedy):
     value_shown = re.escape(f"{name}={value!r}")
     refuses(Ridge(), REG, value_shown, "is for networks", remedy, "Ridge", **{name: value})
+
+
+def test_solvers():
+    refuses(Ridge(), REG, "solver='lu'", "'auto', 'primal', 'dual' or 'iterative'", solver="lu")
+    refuses(Ridge(), REG, "solver='iterative'", "for networks", "Ridge", solver="iterative")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, "float16", 64])

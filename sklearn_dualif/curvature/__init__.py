@@ -4,13 +4,14 @@ from ._base import Curvature, LeaveOneOut
 from ._dual import DualCurvature
 from ._kernel_dual import KernelDual
 from ._primal import PrimalCurvature
-from ._tangent import TangentCurvature
+from ._tangent import NystromCurvature, TangentCurvature
 
 __all__ = [
     "Curvature",
     "DualCurvature",
     "KernelDual",
     "LeaveOneOut",
+    "NystromCurvature",
     "PrimalCurvature",
     "TangentCurvature",
 ]

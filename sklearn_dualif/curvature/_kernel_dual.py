@@ -51,7 +51,7 @@ class KernelDual:
         self.parameters = parameters[:, None]
         root = expansion.root[0]
         self.n_rows, self.n_outputs, self.rank_per_row = root.shape
-        self.heads = features.heads(root)
+        self.heads = features.output_heads.mixed(root)
         free = self.heads.free_jacobian.double().flatten(0, 1)
         self.n_free = free.shape[1]
         self.pull = self.heads.push(self.parameters).double().flatten(0, 1)
@@ -83,9 +83,12 @@ class KernelDual:
 
     # Outputs -----------------------------------------------------------------------------------
 
-    def design(self, features, root=None):
-        """Return what maps states to outputs of rows, or to ``root^T z``: (t, h, D)."""
-        heads = features.heads(root)
+    def design(self, features):
+        """Return what maps states to outputs of rows, (t, C, D)."""
+        return self.design_of(features.heads())
+
+    def design_of(self, heads):
+        """Return what maps states to heads, (t, h, D)."""
         kernel = heads.gram(self.heads).double()
         t, h = heads.shape
         free = heads.free_jacobian.double()
@@ -96,6 +99,10 @@ class KernelDual:
         """Return the outputs of rows under states, (t, m, C)."""
         flat = design.flatten(0, 1) @ state[0]
         return flat.view(*design.shape[:2], -1).transpose(1, 2)
+
+    def residual(self, heads, design):
+        """Return None: nothing of the kernel is left out."""
+        return None
 
     def _design_blocks(self):
         """Yield slices of training rows and their designs."""

@@ -136,7 +136,8 @@ class PrimalCurvature(Curvature):
             if whitened.shape[2] == 1:
                 return torch.linalg.vecdot(whitened, whitened)[..., None]
             return whitened @ whitened.mT
-        scaled = whitened / (1.0 - self.inverse_spectrum[:, None] * shift[:, None])[:, :, None]
+        scale = 1.0 - self.inverse_spectrum[:, None] * shift[:, None]
+        scaled = whitened / scale[:, :, None].to(whitened.dtype)
         return scaled @ whitened.mT
 
     def _to_least_norm(self, states, rows, flagged):

@@ -123,6 +123,12 @@ class InfluenceEngine:
                 stacklevel=2,
             )
 
+    @property
+    def solver_info(self):
+        """What the solver knows of itself."""
+        size = self.curvature.n_free
+        return {"size": size + self.curvature.width * self.problem.layout.selector.shape[1]}
+
     # Single removals ---------------------------------------------------------------------------
 
     def leave_one_out(self, order):
@@ -150,6 +156,9 @@ class InfluenceEngine:
     def _optimum(self):
         """What exact removals start from: state, outputs, curvature and Newton's removals."""
         return self.state, self.z, self.curvature, self.leave_one_out("newton")
+
+    def _no_change(self, order):
+        return torch.zeros_like(self.state)
 
     def _curvature_for(self, order):
         """Return the curvature whose states the effects of an order are."""
@@ -258,7 +267,7 @@ class InfluenceEngine:
     def removal_state(self, rows, order):
         """Return the state change of removing rows together, (G, D, 1)."""
         if not len(rows):
-            return torch.zeros_like(self.state)
+            return self._no_change(order)
         kept = self.problem.weights.reshape(len(self.z), -1).sum(1) > 0
         kept[rows] = False
         if not bool(kept.any()):
@@ -301,7 +310,7 @@ class InfluenceEngine:
     def relabel_state(self, rows, y_new, weights_new, order):
         """Return the state change of giving rows other targets (and their class weights)."""
         if not len(rows):
-            return torch.zeros_like(self.state)
+            return self._no_change(order)
         problem = self.problem
         codes = self._class_codes(problem.y)
         if codes is not None:

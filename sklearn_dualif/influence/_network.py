@@ -3,10 +3,13 @@
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from sklearn.utils import gen_batches
 
-from ..curvature import KernelDual, TangentCurvature
+from ..curvature import KernelDual, NystromCurvature, TangentCurvature
 from ..exceptions import (
     InfluenceWarning,
     MemoryLimitError,
@@ -16,11 +19,23 @@ from ..exceptions import (
 from ..kernels import KernelBasis, ParameterBasis, TangentDesign
 from ..linalg import pivoted_cholesky
 from ._engine import InfluenceEngine
+from ._low_rank import LowRankTangent
 from ._problem import TrainingProblem, minimise
 
 _DAMPING = 0.01
 _NOT_STATIONARY = 0.1
 _LEFT_OUT = 1e-11
+_DESIGN_DOUBLES = 2**26
+_TILE_DOUBLES = 2**17
+_LARGEST_DIRECT = 4000
+
+
+class Accuracy(NamedTuple):
+    """How far a low-rank form goes: relative error, bytes, and the source of its pivots."""
+
+    tol: float
+    memory_limit: int
+    random_state: np.random.RandomState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +46,12 @@ class NetworkProblem(TrainingProblem):
     ----------
     centered : bool
         Whether the ridge is about the fitted parameters (a damping), not about zero.
+    accuracy : Accuracy
+        Of the low-rank form.
     """
 
     centered: bool = False
+    accuracy: Accuracy
 
     @cached_property
     def expansion(self):
@@ -43,13 +61,20 @@ class NetworkProblem(TrainingProblem):
     @cached_property
     def tangent(self):
         """Explicit Jacobians of the training rows in some coordinates of the parameters."""
+        if self.form == "iterative":
+            return self.low_rank.design.doubled()
         if self.form == "primal":
             return TangentDesign(ParameterBasis(self.model.network), self.features, "primal")
-        heads = self.features.heads(self.expansion.root[0])
+        heads = self.features.output_heads.mixed(self.expansion.root[0])
         factor = pivoted_cholesky(heads.gram(heads), _LEFT_OUT * float(self.ridge[0]))
         penalized, _ = self.model.network.parameters()
         basis = KernelBasis(heads.picked(factor.pivots), factor.corner, penalized)
         return TangentDesign(basis, self.features, "dual")
+
+    @cached_property
+    def low_rank(self):
+        """The kernel to the rank that the accuracy asks for."""
+        return LowRankTangent(self, *self.accuracy)
 
     def curvature(self, z, *, ridge=None):
         return TangentCurvature(
@@ -79,7 +104,7 @@ class NetworkProblem(TrainingProblem):
         return problem
 
 
-def build_network_problem(model, X, y, sample_weight, solver, memory_limit, damping=None):
+def build_network_problem(model, X, y, sample_weight, solver, accuracy, damping=None):
     """Return the `NetworkProblem` of a prepared network on rows; see `build_problem`."""
     features = model.features(X)
     targets = model.targets.encode(y)
@@ -92,7 +117,7 @@ def build_network_problem(model, X, y, sample_weight, solver, memory_limit, damp
     if centered:
         ridge = torch.full_like(ridge, _own_damping(model, features, root, damping))
         damping = None
-    form = _choose_form(model, features, root.shape[2], solver, memory_limit)
+    form = _choose_form(model, features, root.shape[2], solver, accuracy.memory_limit)
     problem = NetworkProblem(
         model=model,
         features=features,
@@ -102,6 +127,7 @@ def build_network_problem(model, X, y, sample_weight, solver, memory_limit, damp
         shares=shares,
         form=form,
         centered=centered,
+        accuracy=accuracy,
     )
     return problem, None if damping is None else torch.full_like(ridge, damping)
 
@@ -110,7 +136,7 @@ def _own_damping(model, features, root, damping):
     """Return the ridge of a network without weight decay, and say so if it was not given."""
     if damping is not None:
         return damping
-    blocks = features.heads(root).diagonal_blocks()
+    blocks = features.output_heads.mixed(root).diagonal_blocks()
     ridge = _DAMPING * float(blocks.diagonal(dim1=1, dim2=2).double().mean())
     warnings.warn(
         f"{type(model.estimator).__name__} was trained without weight decay, so its optimum does "
@@ -127,18 +153,26 @@ def _choose_form(model, features, rank_per_row, solver, memory_limit):
     """Return the name of the cheapest form that fits, by counted work."""
     n, d = features.shape
     free, outputs = model.network.n_free, model.n_latent
-    sizes = {"primal": d + free, "dual": min(n * rank_per_row, d) + free}
+    kernel_size = min(n * rank_per_row, d)
+    sizes = {"primal": d + free, "dual": n * rank_per_row + free, "iterative": kernel_size + free}
+    if solver == "iterative" or (solver == "auto" and min(sizes.values()) > _LARGEST_DIRECT):
+        return "iterative"
+    del sizes["iterative"]
     if solver != "auto":
         sizes = {solver: sizes[solver]}
-    needed = {name: 8.0 * size * (n * outputs + 5.0 * size) for name, size in sizes.items()}
+    needed = {
+        "primal": lambda size: 8.0 * size * (n * outputs + 5.0 * size),
+        "dual": lambda size: 8.0 * size * 4.0 * size,
+    }
+    needed = {name: needed[name](sizes[name]) for name in sizes}
     fitting = {name: sizes[name] for name in sizes if needed[name] <= memory_limit}
     if not fitting:
         name = min(needed, key=needed.get)
         raise MemoryLimitError(
             f"The {name} form of {type(model.estimator).__name__} has {sizes[name]} coordinates "
             f"for {n} rows and needs about {needed[name] / 1e9:.3g} GB; memory_limit allows "
-            f"{memory_limit / 1e9:.3g} GB. Raise memory_limit, use fewer rows, or let fewer "
-            "parameters move (parameters=[...])."
+            f"{memory_limit / 1e9:.3g} GB. Use solver='iterative', raise memory_limit, use fewer "
+            "rows, or let fewer parameters move (parameters=[...])."
         )
     # Of equal sizes the primal form saves the kernel.
     return min(fitting, key=fitting.get)
@@ -160,9 +194,11 @@ class NetworkEngine(InfluenceEngine):
             return problem.curvature(self.z, ridge=damping)
         if problem.expansion.coefficient is None:
             raise UnsupportedOptionError(
-                f"solver='dual' needs a loss whose gradient vanishes with its curvature; "
-                f"{type(self.model.loss).__name__} has none. Use solver='primal'."
+                f"solver={problem.form!r} needs a loss whose gradient vanishes with its curvature; "
+                f"that of {type(self.model.loss).__name__} does not. Use solver='primal'."
             )
+        if problem.form == "iterative":
+            return self._low_rank_curvature(damping)
         penalized, _ = self.model.network.parameters()
         ridge, shares = problem.ridge, problem.shares
         if problem.centered:
@@ -174,12 +210,26 @@ class NetworkEngine(InfluenceEngine):
             shares = None if shares is None else ratio * shares
         return KernelDual(problem.features, problem.expansion, float(ridge[0]), shares, penalized)
 
+    def _low_rank_curvature(self, damping):
+        problem, low_rank = self.problem, self.problem.low_rank
+        curvature = low_rank.curvature
+        if damping is None:
+            return curvature
+        return NystromCurvature(
+            low_rank.design,
+            problem.layout,
+            self.model.free_jacobian,
+            problem.expansion,
+            damping,
+            shiftable=problem.shares is not None,
+        )
+
     def _anchor_at(self, damping):
-        if self.problem.form == "primal":
+        if self.problem.form != "dual":
             super()._anchor_at(damping)
 
     def _fitted_state(self):
-        if self.problem.form == "primal":
+        if self.problem.form != "dual":
             return self.problem.start
         size = self.curvature.n_free + self.curvature.width + 1
         return torch.zeros(1, size, 1, dtype=torch.float64)
@@ -200,13 +250,63 @@ class NetworkEngine(InfluenceEngine):
         curvature.anchor(state, problem.shares)
         return state, z, curvature, curvature.leave_one_out()
 
+    def _no_change(self, order):
+        design = self._curvature_for(order).design(self.problem.features.take(slice(0, 1)))
+        return torch.zeros(1, design.shape[2], 1, dtype=torch.float64)
+
     def _curvature_for(self, order):
         return self._optimum[2] if order == "exact" else self.curvature
+
+    @property
+    def solver_info(self):
+        """What the solver knows of itself."""
+        if self.problem.form == "iterative":
+            return self.problem.low_rank.info
+        return {"size": self.curvature.n_free + self.curvature.width}
+
+    def _stream(self, features, y, objective, order):
+        """Yield (queries, columns, effects) of some queries and single removals at a time."""
+        curvature = self._curvature_for(order)
+        size = self.z.shape[1] * (curvature.n_free + curvature.width)
+        n = features.shape[0]
+        tall = max(1, min(n, self.batch_size or n, _DESIGN_DOUBLES // size))
+        linear = order == "first"
+        for queries in gen_batches(n, tall):
+            part = features.take(queries)
+            z = self.model.outputs(part)
+            targets = None if y is None else y[queries]
+            root = objective.gradient(z, targets).unsqueeze(-1) if linear else None
+            heads = part.heads(root)
+            design = curvature.design_of(heads)
+            rest = None if order == "exact" else curvature.residual(heads, design)
+            for rows, states in self._removal_states(order):
+                columns = slice(int(rows[0]), int(rows[-1]) + 1)
+                dz = curvature.output_changes(design, states)
+                if rest is not None:
+                    outside = curvature.residual_states(
+                        rows, self.leave_one_out(order), states, first_order=linear
+                    )
+                    flat = (rest.flatten(0, 1) @ outside).double()
+                    dz = dz + flat.view(*rest.shape[:2], -1).transpose(1, 2)
+                if linear:
+                    yield queries, columns, dz[..., 0]
+                    continue
+                yield queries, columns, self._evaluated(objective, z, dz, targets)
+
+    @staticmethod
+    def _evaluated(objective, z, dz, y):
+        """Return the objective's changes, a few rows at a time that fit a processor cache."""
+        step = max(1, _TILE_DOUBLES // dz[0].numel())
+        parts = [
+            objective.change(z[rows], dz[rows].contiguous(), None if y is None else y[rows])
+            for rows in gen_batches(len(z), step)
+        ]
+        return torch.cat(parts)
 
     def _stationarity(self):
         problem, network = self.problem, self.model.network
         gradient = problem.model.loss.weighted_gradient(problem.y, self.z, problem.weights)
-        heads = problem.features.heads()
+        heads = problem.features.output_heads
         free = torch.einsum("ncf,nc->nf", heads.free_jacobian.double(), gradient)
         blocks = heads.diagonal_blocks().double()
         squares = torch.einsum("nc,ncd,nd->n", gradient, blocks, gradient).clamp(min=0.0)
@@ -231,9 +331,14 @@ class NetworkEngine(InfluenceEngine):
             )
 
     def parameters_of(self, state, order):
-        if self.problem.form == "primal" or order == "exact":
+        if self.problem.form != "dual" or order == "exact":
             free = self.model.network.n_free
-            penalized = self.problem.tangent.basis.lift(state[0, free:])
+            tangent = self.problem.tangent
+            size = free + tangent.basis.size
+            penalized = tangent.basis.lift(state[0, free:size])
+            if state.shape[1] > size:
+                weights = state[0, size:].view(*self.z.shape, -1)
+                penalized = penalized + self.problem.low_rank.design.lift_residual(weights)
             return self._flat(penalized, state[0, :free])
         return self._flat(*self.curvature.lift(state))
 

@@ -4,12 +4,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from sklearn.utils import check_random_state
 
 from ..curvature import DualCurvature, PrimalCurvature
 from ..exceptions import MemoryLimitError, UnsupportedOptionError
 from ..models import NetworkModel
 from ._engine import InfluenceEngine
-from ._network import NetworkEngine, NetworkProblem, build_network_problem
+from ._network import Accuracy, NetworkEngine, NetworkProblem, build_network_problem
 from ._problem import TrainingProblem
 
 
@@ -20,7 +21,9 @@ class _Cost(NamedTuple):
     bytes: float
 
 
-def build_problem(model, X, y, sample_weight, solver, memory_limit, damping=None):
+def build_problem(
+    model, X, y, sample_weight, solver, memory_limit, damping=None, *, tol=1e-3, random_state=None
+):
     """Return the `TrainingProblem` of a fitted model on rows, in the cheaper form that fits.
 
     Parameters
@@ -37,11 +40,14 @@ def build_problem(model, X, y, sample_weight, solver, memory_limit, damping=None
         Bytes.
     damping : float or None
         Ridge that replaces the model's own in the curvature.
+    tol : float
+        Relative error of a low-rank form.
+    random_state : int, RandomState instance or None
+        Of its pivots.
     """
     if isinstance(model, NetworkModel):
-        return build_network_problem(
-            model, X, y, sample_weight, solver, memory_limit, damping=damping
-        )
+        accuracy = Accuracy(tol, memory_limit, check_random_state(random_state))
+        return build_network_problem(model, X, y, sample_weight, solver, accuracy, damping=damping)
     features = model.features(X)
     targets = model.targets.encode(y)
     weights = model.targets.weigh(y, sample_weight)
@@ -62,6 +68,10 @@ def build_engine(problem, damping, *, order, batch_size, frozen):
 def choose_form(model, features, ridge, solver, memory_limit):
     """Return `PrimalCurvature` or `DualCurvature` by counted work within ``memory_limit``."""
     name = type(model.estimator).__name__
+    if solver == "iterative":
+        raise UnsupportedOptionError(
+            f"solver='iterative' is for networks; choose 'auto', 'primal' or 'dual' for {name}."
+        )
     n, d = features.shape
     has_primal, has_dual = np.isfinite(d), bool((ridge > 0).all())
     if solver == "primal" and not has_primal:

@@ -1,6 +1,6 @@
 """Tangent features of training and query rows: products with them and their kernel blocks."""
 
-from ._basis import KernelBasis, ParameterBasis, TangentDesign
+from ._basis import KernelBasis, NystromDesign, ParameterBasis, TangentDesign
 from ._features import KernelFeatures, LinearFeatures, as_tensor
 from ._network import Network
 from ._tangent import Heads, TangentFeatures
@@ -11,6 +11,7 @@ __all__ = [
     "KernelFeatures",
     "LinearFeatures",
     "Network",
+    "NystromDesign",
     "ParameterBasis",
     "TangentDesign",
     "TangentFeatures",

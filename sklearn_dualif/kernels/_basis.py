@@ -112,11 +112,13 @@ class TangentDesign:
         The training rows.
     name : str
         How the basis was chosen.
+    values : (n, C, f + D) tensor or None
+        Their Jacobians, where known already.
     """
 
-    def __init__(self, basis, features, name):
+    def __init__(self, basis, features, name, values=None):
         self.basis, self.features, self.name = basis, features, name
-        self.values = self.design(features)
+        self.values = self.design_of(features.output_heads) if values is None else values
 
     @property
     def shape(self):
@@ -125,9 +127,12 @@ class TangentDesign:
 
     def design(self, features, root=None):
         """Return the Jacobians (n, h, f + D) of outputs, or of ``root^T z``."""
-        if features is self.features and root is None and hasattr(self, "values"):
+        if features is self.features and root is None:
             return self.values
-        heads = features.heads(root)
+        return self.design_of(features.heads(root))
+
+    def design_of(self, heads):
+        """Return the Jacobians (n, h, f + D) of heads."""
         free = heads.free_jacobian.to(torch.float64)
         return torch.cat([free, self.basis.coordinates(heads)], 2)
 
@@ -136,3 +141,56 @@ class TangentDesign:
         penalized, free = self.basis.network.parameters()
         penalized = self.basis.project(penalized)
         return torch.cat([free.to(torch.float64), penalized])[None, :, None]
+
+
+class NystromDesign(TangentDesign):
+    """Coordinates that leave a small part of the kernel out, and that part where it is needed.
+
+    Attributes
+    ----------
+    heads : Heads
+        Outputs of the training rows.
+    left_out : (n, C, C) tensor
+        Of each row's kernel with itself.
+    """
+
+    def __init__(self, basis, features, name, values, heads):
+        super().__init__(basis, features, name, values)
+        self.heads = heads
+        inside = self._inside(values)
+        left_out = heads.diagonal_blocks() - inside @ inside.mT
+        self.left_out = left_out.double()
+
+    def lift_residual(self, weights):
+        """Return the parameters (d, m) that weights (n, C, m) of the training outputs add."""
+        values = self._inside(self.values).flatten(0, 1)
+        inside = values.T @ weights.flatten(0, 1).to(values.dtype)
+        return self.heads.pull(weights).double() - self.basis.lift(inside.double())
+
+    def doubled(self):
+        """Return this design with training rows in double precision."""
+        if self.values.dtype == torch.float64:
+            return self
+        return TangentDesign(self.basis, self.features, self.name, self.values.double())
+
+    def _inside(self, values):
+        return values[..., self.basis.network.n_free :]
+
+    def residual(self, heads, design):
+        """Return what the coordinates leave of the kernel of heads with the training rows.
+
+        Parameters
+        ----------
+        heads : Heads
+            Of other rows.
+        design : (t, h, f + D) tensor
+            Their coordinates.
+
+        Returns
+        -------
+        (t, h, n C) tensor
+        """
+        left = heads.gram(self.heads)
+        inside = self._inside(design).flatten(0, 1).to(left.dtype)
+        left -= inside @ self._inside(self.values).flatten(0, 1).T
+        return left.view(*design.shape[:2], -1)

@@ -204,32 +204,40 @@ class WeightBlock:
 
     def add_pulled(self, result, weights):
         """Add ``sum_ik J_ik w_ik`` for weights (n, h, m) to ``result`` (d, m)."""
-        for column in range(weights.shape[2]):
-            heads = weights[:, :, column].to(self.sensitivities.dtype)
-            combined = torch.einsum("nh,nhpo->npo", heads, self.sensitivities)
-            total = combined.flatten(0, 1).T @ self._dense_inputs().flatten(0, 1)
-            self._add_parts(result, column, total)
+        n, h, positions, width = self.sensitivities.shape
+        flat = self.sensitivities.reshape(n, h, positions * width)
+        combined = weights.to(flat.dtype).mT @ flat
+        combined = combined.view(n, -1, positions, width).transpose(1, 2)
+        combined = combined.reshape(n * positions, -1)
+        total = combined.T @ self._dense_inputs().flatten(0, 1)
+        self._add_parts(result, total.view(-1, width, total.shape[1]))
 
-    def _add_parts(self, result, column, total):
-        """Add a gradient (o, i) of the weight, and of the bias in the last column."""
+    def _add_parts(self, result, totals):
+        """Add gradients (m, o, i) by the weight, and by the bias in the last column."""
         if self.weight is not None:
-            wide = (self.weight.stop - self.weight.start) // total.shape[0]
-            result[self.weight, column] += total[:, :wide].flatten()
+            wide = (self.weight.stop - self.weight.start) // totals.shape[1]
+            result[self.weight] += totals[:, :, :wide].flatten(1).T
         if self.bias is not None:
-            result[self.bias, column] += total[:, -1]
+            result[self.bias] += totals[:, :, -1].T
 
     def add_pushed(self, result, direction):
         """Add ``J v`` for directions (d, m) to ``result`` (n, h, m)."""
-        width = self.sensitivities.shape[3]
-        for column in range(direction.shape[1]):
-            vector = direction[:, column].to(self.sensitivities.dtype)
-            parts = []
-            if self.weight is not None:
-                parts.append(vector[self.weight].view(width, -1))
-            if self.bias is not None:
-                parts.append(vector[self.bias].view(width, 1))
-            moved = self._dense_inputs() @ torch.cat(parts, 1).T
-            result[:, :, column] += torch.einsum("npo,nhpo->nh", moved, self.sensitivities)
+        n, h, positions, width = self.sensitivities.shape
+        matrices = self._matrices(direction.to(self.sensitivities.dtype), width)
+        moved = self._dense_inputs().flatten(0, 1) @ matrices.flatten(0, 1).T
+        moved = (
+            moved.view(n, positions, -1, width).transpose(1, 2).reshape(n, -1, positions * width)
+        )
+        result += self.sensitivities.reshape(n, h, positions * width) @ moved.mT
+
+    def _matrices(self, direction, width):
+        """Return directions (d, m) as matrices (m, o, i), the bias in the last column."""
+        parts = []
+        if self.weight is not None:
+            parts.append(direction[self.weight].T.reshape(direction.shape[1], width, -1))
+        if self.bias is not None:
+            parts.append(direction[self.bias].T[:, :, None])
+        return torch.cat(parts, 2)
 
     @classmethod
     def concatenated(cls, blocks):
@@ -291,18 +299,11 @@ class LookupBlock(WeightBlock):
         width = self.sensitivities.shape[3]
         return [(values.view(n, h, width, -1).transpose(2, 3).flatten(2), target)]
 
-    def _add_parts(self, result, column, total):
-        result[self.weight, column] += total.T.flatten()
+    def _add_parts(self, result, totals):
+        result[self.weight] += totals.mT.flatten(1).T
 
-    def add_pushed(self, result, direction):
-        """Add ``J v`` for directions (d, m) to ``result`` (n, h, m)."""
-        width = self.sensitivities.shape[3]
-        known = (self.inputs >= 0)[..., None]
-        for column in range(direction.shape[1]):
-            vector = direction[:, column].to(self.sensitivities.dtype)
-            table = vector[self.weight].view(-1, width)
-            moved = self.scale * table[self.inputs.clamp(min=0)] * known
-            result[:, :, column] += torch.einsum("npo,nhpo->nh", moved, self.sensitivities)
+    def _matrices(self, direction, width):
+        return direction[self.weight].T.reshape(direction.shape[1], -1, width).mT
 
     @classmethod
     def concatenated(cls, blocks):

@@ -59,6 +59,12 @@ class Heads:
             block.add_diagonal(result)
         return result
 
+    def mixed(self, root):
+        """Return the heads ``root^T J``, root (n, h, q)."""
+        blocks = [part for block in self.blocks for part in block.mixed(root).prepared()]
+        free = [block.mixed(root) for block in self._free]
+        return Heads(blocks, free, (self.shape[0], root.shape[2]), self.network)
+
     def picked(self, positions):
         """Return single heads of some rows as rows of one head; positions ``row h + head``."""
         rows, heads = positions // self.shape[1], positions % self.shape[1]
@@ -103,6 +109,11 @@ class TangentFeatures:
     def outputs(self):
         """Outputs (n, C)."""
         return self.network.outputs(self.inputs)
+
+    @cached_property
+    def output_heads(self):
+        """Derivatives of the outputs, kept; see `heads`."""
+        return self.heads()
 
     def take(self, rows):
         """Return the features of some rows."""

@@ -2,7 +2,7 @@
 
 from ._definite import inverse_from_cholesky, symmetric_pseudo_inverse
 from ._memory import parse_bytes
-from ._pivoted import PivotedFactor, pivoted_cholesky
+from ._pivoted import PivotedFactor, RandomPivots, pivoted_cholesky
 from ._whitening import (
     Whitening,
     append_rows,
@@ -13,6 +13,7 @@ from ._whitening import (
 
 __all__ = [
     "PivotedFactor",
+    "RandomPivots",
     "Whitening",
     "append_rows",
     "inverse_from_cholesky",

@@ -1,0 +1,169 @@
+r"""A network's kernel to low rank, grown until a measured error is small enough.
+
+With pivots ``P`` the kernel of the heads is ``A = L L^T + E``, and ``M = rho I + A`` is solved by
+``M^ = rho I + L L^T`` in place of it. For a query with kernel column ``b`` the solution is
+``x = M^{-1} b`` and the error of it
+
+.. math:: M^{-1} b - x = M^{-1} (b - M x) \approx \hat M^{-1} (b - M x),
+
+which is computed without forming ``M``, on random queries.
+"""
+
+import math
+import warnings
+
+import torch
+
+from ..curvature import NystromCurvature
+from ..exceptions import InfluenceWarning
+from ..kernels import KernelBasis, NystromDesign
+from ..linalg import RandomPivots
+
+_QUERIES = 8
+_MARGIN = 0.8
+_RANK_STEP = 256
+# First-order errors seen, over the largest residual diagonal in units of the ridge.
+_ERROR_OF_RESIDUAL = 0.03
+
+
+class LowRankTangent:
+    """Coordinates for a network's rows, and what is known of their accuracy.
+
+    Parameters
+    ----------
+    problem : NetworkProblem
+    tol : float
+        Relative error of first-order scores to reach.
+    memory_limit : int
+        Bytes.
+    random_state : numpy.random.RandomState
+
+    Attributes
+    ----------
+    design : NystromDesign
+    info : dict
+        What `InfluenceEstimator` reports as ``solver_info_``.
+    """
+
+    def __init__(self, problem, tol, memory_limit, random_state):
+        self.problem = problem
+        features, root = problem.features, problem.expansion.root[0]
+        network = features.network
+        self.root = root.to(device=network.device, dtype=network.dtype)
+        self.outputs = features.output_heads
+        self.heads = self.outputs.mixed(root)
+        self.free = self.outputs.free_jacobian
+        diagonal = self.heads.diagonal_blocks().diagonal(dim1=1, dim2=2).flatten()
+        generator = torch.Generator(device=network.device)
+        generator.manual_seed(int(random_state.randint(2**31 - 1)))
+        self.pivots = RandomPivots(
+            lambda positions: self.outputs.gram(self.heads.picked(positions)),
+            self.root,
+            diagonal,
+            generator,
+        )
+        weighted = torch.nonzero(root.flatten(1).any(1))[:, 0]
+        chosen = random_state.permutation(len(weighted))[:_QUERIES]
+        self.queries = weighted[torch.from_numpy(chosen)].sort().values
+        directions = random_state.standard_normal((len(self.queries), root.shape[1], 1))
+        self.directions = torch.from_numpy(directions)
+        self._grow(tol, self._largest_rank(memory_limit))
+
+    def _largest_rank(self, memory_limit):
+        """Return the rank whose factor and matrices fit."""
+        rows, heads = len(self.root) * self.root.shape[1], len(self.root) * self.root.shape[2]
+        item = self.root.element_size()
+        rank = min(heads, self.problem.features.shape[1])
+        while rank > 1 and item * 2.5 * rows * rank + 32.0 * rank**2 > memory_limit:
+            rank = int(0.9 * rank)
+        return rank
+
+    def _grow(self, tol, largest):
+        pivots, ridge = self.pivots, float(self.problem.ridge[0])
+        share, checks, error = _ERROR_OF_RESIDUAL, 0, math.inf
+        while error > tol:
+            # The residual diagonal is known at no cost; how it goes with the error is learnt.
+            rank = min(largest, pivots.rank + _RANK_STEP)
+            pivots.grow(rank)
+            left = float(pivots.diagonal.max()) / ridge
+            done = pivots.exhausted or pivots.rank >= largest
+            if not done and share * left > _MARGIN * tol:
+                continue
+            self._build()
+            error, checks = self._error(), checks + 1
+            if done or left == 0.0:
+                break
+            share = error / left
+        self.info = {
+            "rank": self.pivots.rank,
+            "relative_error": error,
+            "queries": self.queries.tolist(),
+            "residual_trace": float(self.pivots.diagonal.sum()) / ridge,
+            "largest_residual": float(self.pivots.diagonal.max()) / ridge,
+            "iterations": checks,
+            "bytes": self.design.values.numel() * self.design.values.element_size(),
+        }
+        if error > tol and not self.pivots.exhausted:
+            warnings.warn(
+                f"At the largest rank that memory_limit allows ({self.pivots.rank}) first-order "
+                f"scores are off by an estimated {error:.2g}, more than tol={tol:g}. Raise "
+                "memory_limit or tol, or use dtype='float32'.",
+                InfluenceWarning,
+                stacklevel=2,
+            )
+        del self.pivots, self.free
+
+    def _build(self):
+        """Set the design and the curvature of the present rank."""
+        problem, pivots = self.problem, self.pivots
+        penalized, _ = problem.model.network.parameters()
+        basis = KernelBasis(self.heads.picked(pivots.pivots), pivots.corner, penalized)
+        n, outputs = self.root.shape[:2]
+        parts = [self.free, pivots.factor.view(n, outputs, -1)]
+        if basis.outside.shape[1]:
+            parts.append(self.outputs.push(basis.outside))
+        values = torch.cat(parts, 2)
+        self.design = NystromDesign(basis, problem.features, "iterative", values, self.outputs)
+        self.curvature = NystromCurvature(
+            self.design,
+            problem.layout,
+            problem.model.free_jacobian,
+            problem.expansion,
+            problem.ridge,
+            shiftable=problem.shares is not None,
+        )
+
+    def _error(self):
+        """Return the estimated relative error of first-order scores of the random queries."""
+        features = self.problem.features.take(self.queries)
+        target = features.heads(self.directions)
+        column = self.heads.gram(target).double()
+        design = self.design.design(features, self.directions)
+        outputs = self._outputs(self.curvature.solve(design[:, 0].double().T[None]))
+        values = self.design.values.view(-1, self.design.values.shape[2])
+        free = self.design.basis.network.n_free
+        inside = values[:, free:] @ design[:, 0, free:].to(values.dtype).T
+        outputs = outputs + self._solve(column - self.pivots.mixed(inside).double())
+        n, _, q = self.root.shape
+        pulled = self.heads.pull(outputs.view(n, q, -1))
+        product = self.heads.push(pulled).double().flatten(0, 1)
+        ridge = float(self.problem.ridge[0])
+        error = self._solve(column - ridge * outputs - product)
+        coefficient = self.problem.expansion.coefficient[0].reshape(-1, 1)
+        scores = (coefficient * outputs).view(n, q, -1).sum(1)
+        errors = (coefficient * error).view(n, q, -1).sum(1)
+        return float(torch.linalg.vector_norm(errors) / torch.linalg.vector_norm(scores))
+
+    def _outputs(self, state):
+        """Return the root-weighted outputs (n q, m) of the training rows under a state."""
+        moved = self.curvature.outputs(self.design.values, state)[0]
+        root = self.problem.expansion.root[0]
+        return (root.mT @ moved).flatten(0, 1)
+
+    def _solve(self, column):
+        """Return ``M^^{-1}`` times columns (n q, m), free parameters eliminated."""
+        root = self.problem.expansion.root[0]
+        n, _, q = root.shape
+        source = self.curvature.sum_gradients((root @ column.view(n, q, -1))[None])
+        ridge = float(self.problem.ridge[0])
+        return (column - self._outputs(self.curvature.solve(source))) / ridge
