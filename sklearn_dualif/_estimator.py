@@ -267,7 +267,7 @@ class InfluenceEstimator(
         from ._fitting import fit_influence
 
         check_known_options(self)
-        check_order(self.order)
+        check_order(self.order, self.curvature)
         check_ridge(self.ridge)
         if (X_val is None) != (y_val is None) and (X_val is None or self.objective != "prediction"):
             given, missing = ("y_val", "X_val") if X_val is None else ("X_val", "y_val")
@@ -623,7 +623,7 @@ class InfluenceEstimator(
 
         check_is_fitted(self)
         order = self.order if order is None else order
-        check_order(order)
+        check_order(order, self.curvature)
         objective = self.objective if objective is None else objective
         return resolve_objective(objective, self._engine.model), order
 

@@ -4,10 +4,7 @@ import numbers
 
 import numpy as np
 
-LATER_OPTIONS = {
-    "curvature": "gauss_newton",
-    "sketch": None,
-}
+CURVATURES = ("gauss_newton", "empirical_fisher")
 
 
 def check_positions(indices, n_rows, *, keep_some=True):
@@ -74,13 +71,15 @@ def check_ridge(ridge):
 
 def check_known_options(estimator):
     """Raise for options whose other values this version does not have."""
-    for name, default in LATER_OPTIONS.items():
-        value = getattr(estimator, name)
-        same = value is default or (isinstance(value, str) and value == default)
-        if not same:
-            raise ValueError(
-                f"{name}={value!r} is not available in this version; leave {name}={default!r}."
-            )
+    if estimator.curvature not in CURVATURES:
+        raise ValueError(
+            f"curvature={estimator.curvature!r} is not available in this version; choose "
+            "curvature='gauss_newton' or 'empirical_fisher'."
+        )
+    if estimator.sketch is not None:
+        raise ValueError(
+            f"sketch={estimator.sketch!r} is not available in this version; leave sketch=None."
+        )
     if not isinstance(estimator.dtype, str) or estimator.dtype not in ("float64", "float32"):
         raise ValueError(f"dtype={estimator.dtype!r} is not known. Choose 'float64' or 'float32'.")
     if estimator.solver not in ("auto", "primal", "dual", "iterative"):
@@ -90,7 +89,12 @@ def check_known_options(estimator):
         )
 
 
-def check_order(order):
-    """Raise unless order is a known name."""
+def check_order(order, curvature="gauss_newton"):
+    """Raise unless order is a known name that the curvature has."""
+    if order == "exact" and curvature != "gauss_newton":
+        raise ValueError(
+            f"order='exact' finds the optimum itself, whatever the curvature; with "
+            f"curvature={curvature!r} choose order='newton' or 'first'."
+        )
     if order not in ("newton", "first", "exact"):
         raise ValueError(f"order={order!r} is not known. Choose 'newton', 'first' or 'exact'.")

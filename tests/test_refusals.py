@@ -308,7 +308,6 @@ def test_ridge_of_zero_where_the_model_has_none():
 @pytest.mark.parametrize(
     ("name", "value", "remedy"),
     [
-        ("curvature", "empirical_fisher", "curvature='gauss_newton'"),
         ("curvature", "identity", "curvature='gauss_newton'"),
         ("curvature", "kfac", "curvature='gauss_newton'"),
         ("sketch", GaussianRandomProjection(), "sketch=None"),

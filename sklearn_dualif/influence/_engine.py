@@ -49,6 +49,8 @@ class InfluenceEngine:
         self.as_fitted = self.damped or not self.moves_to_optimum
         if not self.as_fitted:
             self.state, self.z, self.curvature = polish(problem)
+            if problem.fisher:
+                self.curvature = problem.effect_curvature(self.z)
         else:
             self.z = problem.fitted_outputs
             self.curvature = self._factorize(damping)
@@ -62,7 +64,7 @@ class InfluenceEngine:
             self._warn_if_far(frozen)
 
     def _factorize(self, damping):
-        return self.problem.curvature(self.z, ridge=damping)
+        return self.problem.effect_curvature(self.z, ridge=damping)
 
     def _anchor_at(self, damping):
         self.curvature.anchor(*self._anchor(damping))
@@ -258,7 +260,7 @@ class InfluenceEngine:
 
     @staticmethod
     def _effect(objective, order, z, dz, y):
-        if order == "first":
+        if order == "first" or objective.linear:
             return (dz @ objective.gradient(z, y).unsqueeze(-1))[..., 0]
         return objective.change(z, dz, y)
 
@@ -329,8 +331,8 @@ class InfluenceEngine:
     def _edit(self, curvature, z, rows, y_new, weights_new, *, first_order):
         """Return the state change of one step after rows got other targets and weights."""
         problem = self.problem
-        before = self.model.expand(problem.y[rows], z[rows], problem.weights[rows])
-        after = self.model.expand(y_new, z[rows], weights_new)
+        before = problem.effect_expansion(problem.y[rows], z[rows], problem.weights[rows])
+        after = problem.effect_expansion(y_new, z[rows], weights_new)
         change = after.root @ after.root.mT - before.root @ before.root.mT
         if first_order or not bool(change.any()):
             change = None

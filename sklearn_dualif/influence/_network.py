@@ -18,6 +18,7 @@ from ..exceptions import (
 )
 from ..kernels import KernelBasis, ParameterBasis, TangentDesign
 from ..linalg import pivoted_cholesky
+from ..losses import empirical_fisher
 from ._engine import InfluenceEngine
 from ._low_rank import LowRankTangent
 from ._problem import TrainingProblem, minimise
@@ -55,8 +56,8 @@ class NetworkProblem(TrainingProblem):
 
     @cached_property
     def expansion(self):
-        """Expansion of the losses at the fitted outputs."""
-        return self.expand(self.fitted_outputs)
+        """Expansion at the fitted outputs in which effects are computed."""
+        return self.effect_expansion(self.y, self.fitted_outputs, self.weights)
 
     @cached_property
     def tangent(self):
@@ -76,13 +77,13 @@ class NetworkProblem(TrainingProblem):
         """The kernel to the rank that the accuracy asks for."""
         return LowRankTangent(self, *self.accuracy)
 
-    def curvature(self, z, *, ridge=None):
+    def _curvature(self, expansion, ridge):
         return TangentCurvature(
             self.tangent,
             self.layout,
             self.model.free_jacobian,
-            self.expand(z),
-            self.ridge if ridge is None else ridge,
+            expansion,
+            ridge,
             shiftable=self.shares is not None,
         )
 
@@ -104,7 +105,9 @@ class NetworkProblem(TrainingProblem):
         return problem
 
 
-def build_network_problem(model, X, y, sample_weight, solver, accuracy, damping=None):
+def build_network_problem(
+    model, X, y, sample_weight, solver, accuracy, damping=None, *, fisher=False
+):
     """Return the `NetworkProblem` of a prepared network on rows; see `build_problem`."""
     features = model.features(X)
     targets = model.targets.encode(y)
@@ -112,7 +115,8 @@ def build_network_problem(model, X, y, sample_weight, solver, accuracy, damping=
     ridge = model.penalty.ridge(weights, 1)
     shares = model.penalty.shares(weights)
     z = model.outputs(features)
-    root = model.expand(targets, z, weights).root[0]
+    expansion = model.expand(targets, z, weights)
+    root = (empirical_fisher(expansion, weights) if fisher else expansion).root[0]
     centered = float(ridge[0]) == 0.0
     if centered:
         ridge = torch.full_like(ridge, _own_damping(model, features, root, damping))
@@ -126,6 +130,7 @@ def build_network_problem(model, X, y, sample_weight, solver, accuracy, damping=
         ridge=ridge,
         shares=shares,
         form=form,
+        fisher=fisher,
         centered=centered,
         accuracy=accuracy,
     )
@@ -191,7 +196,7 @@ class NetworkEngine(InfluenceEngine):
     def _factorize(self, damping):
         problem = self.problem
         if problem.form == "primal":
-            return problem.curvature(self.z, ridge=damping)
+            return problem.effect_curvature(self.z, ridge=damping)
         if problem.expansion.coefficient is None:
             raise UnsupportedOptionError(
                 f"solver={problem.form!r} needs a loss whose gradient vanishes with its curvature; "
@@ -270,7 +275,8 @@ class NetworkEngine(InfluenceEngine):
         size = self.z.shape[1] * (curvature.n_free + curvature.width)
         n = features.shape[0]
         tall = max(1, min(n, self.batch_size or n, _DESIGN_DOUBLES // size))
-        linear = order == "first"
+        first = order == "first"
+        linear = first or objective.linear
         for queries in gen_batches(n, tall):
             part = features.take(queries)
             z = self.model.outputs(part)
@@ -284,7 +290,7 @@ class NetworkEngine(InfluenceEngine):
                 dz = curvature.output_changes(design, states)
                 if rest is not None:
                     outside = curvature.residual_states(
-                        rows, self.leave_one_out(order), states, first_order=linear
+                        rows, self.leave_one_out(order), states, first_order=first
                     )
                     flat = (rest.flatten(0, 1) @ outside).double()
                     dz = dz + flat.view(*rest.shape[:2], -1).transpose(1, 2)

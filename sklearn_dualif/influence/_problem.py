@@ -9,6 +9,7 @@ import torch
 from ..curvature import DualCurvature, PrimalCurvature
 from ..exceptions import NotStationaryWarning, SingularCurvatureError
 from ..kernels import as_tensor
+from ..losses import empirical_fisher
 
 _MAX_STEPS = 100
 _TIGHT = 1e-10
@@ -33,6 +34,8 @@ class TrainingProblem:
         Ridge that each row takes along when removed.
     form : type
         `PrimalCurvature` or `DualCurvature`.
+    fisher : bool
+        Whether effects use the empirical Fisher matrix; optima are found with the Hessian.
     """
 
     model: object
@@ -42,6 +45,7 @@ class TrainingProblem:
     ridge: torch.Tensor
     shares: torch.Tensor | None
     form: type
+    fisher: bool = False
 
     @cached_property
     def layout(self):
@@ -56,18 +60,34 @@ class TrainingProblem:
 
     def curvature(self, z, *, ridge=None):
         """Return the inverse Hessian at outputs z (n, C)."""
+        return self._curvature(self.expand(z), self.ridge if ridge is None else ridge)
+
+    def effect_curvature(self, z, *, ridge=None):
+        """Return the curvature that effects are computed with."""
+        if not self.fisher:
+            return self.curvature(z, ridge=ridge)
+        expansion = self.effect_expansion(self.y, z, self.weights)
+        ridge = self.ridge if ridge is None else ridge
+        return self._curvature(expansion, ridge.expand(len(expansion.root)))
+
+    def _curvature(self, expansion, ridge):
         return self.form(
             self.features,
             self.layout,
             self.model.free_jacobian,
-            self.expand(z),
-            self.ridge if ridge is None else ridge,
+            expansion,
+            ridge,
             shiftable=self.shares is not None,
         )
 
     def expand(self, z):
         """Return the expansion of the weighted losses at outputs z (n, C)."""
         return self.model.expand(self.y, z, self.weights)
+
+    def effect_expansion(self, y, z, weights):
+        """Return the expansion of some rows in which effects are computed."""
+        expansion = self.model.expand(y, z, weights)
+        return empirical_fisher(expansion, weights) if self.fisher else expansion
 
     def without(self, rows):
         """Return this problem with the rows' weights and penalty shares gone."""

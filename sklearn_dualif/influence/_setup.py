@@ -22,7 +22,17 @@ class _Cost(NamedTuple):
 
 
 def build_problem(
-    model, X, y, sample_weight, solver, memory_limit, damping=None, *, tol=1e-3, random_state=None
+    model,
+    X,
+    y,
+    sample_weight,
+    solver,
+    memory_limit,
+    damping=None,
+    *,
+    fisher=False,
+    tol=1e-3,
+    random_state=None,
 ):
     """Return the `TrainingProblem` of a fitted model on rows, in the cheaper form that fits.
 
@@ -40,6 +50,8 @@ def build_problem(
         Bytes.
     damping : float or None
         Ridge that replaces the model's own in the curvature.
+    fisher : bool
+        Whether effects use the empirical Fisher matrix.
     tol : float
         Relative error of a low-rank form.
     random_state : int, RandomState instance or None
@@ -47,7 +59,9 @@ def build_problem(
     """
     if isinstance(model, NetworkModel):
         accuracy = Accuracy(tol, memory_limit, check_random_state(random_state))
-        return build_network_problem(model, X, y, sample_weight, solver, accuracy, damping=damping)
+        return build_network_problem(
+            model, X, y, sample_weight, solver, accuracy, damping, fisher=fisher
+        )
     features = model.features(X)
     targets = model.targets.encode(y)
     weights = model.targets.weigh(y, sample_weight)
@@ -55,7 +69,7 @@ def build_problem(
     shares = model.penalty.shares(sample_weight)
     curvature_ridge = ridge if damping is None else torch.full_like(ridge, damping)
     form = choose_form(model, features, curvature_ridge, solver, memory_limit)
-    problem = TrainingProblem(model, features, targets, weights, ridge, shares, form)
+    problem = TrainingProblem(model, features, targets, weights, ridge, shares, form, fisher)
     return problem, None if damping is None else curvature_ridge
 
 

@@ -1,6 +1,14 @@
 """Per-row losses of a model's outputs: value, change, gradient and the root of the curvature."""
 
-from ._base import ElementwiseLoss, Expansion, Loss, OutputLayout, couple, coupled_layout
+from ._base import (
+    ElementwiseLoss,
+    Expansion,
+    Loss,
+    OutputLayout,
+    couple,
+    coupled_layout,
+    empirical_fisher,
+)
 from ._deviance import HalfTweedieDeviance
 from ._logistic import BinaryLogLoss
 from ._robust_regression import Huber, ScaledHuber, SquaredEpsilonInsensitive
@@ -24,4 +32,5 @@ __all__ = [
     "SquaredHinge",
     "couple",
     "coupled_layout",
+    "empirical_fisher",
 ]

@@ -84,6 +84,18 @@ def couple(expansion, layout):
     return Expansion(gradient, torch.diag_embed(diagonal)[None], coefficient)
 
 
+def empirical_fisher(expansion, weights):
+    """Return the expansion with each row's curvature replaced by ``r r^T / w``.
+
+    ``r`` is the weighted gradient of the row in a block: outputs of different blocks are different
+    losses. The root is ``r / sqrt(w)`` and the coefficient ``sqrt(w)``; weights are (n,) or (n, G).
+    """
+    gradient = expansion.gradient
+    size = torch.sqrt(_per_output(weights)).T.expand(gradient.shape[:2]).unsqueeze(-1)
+    root = torch.where(size > 0, gradient / torch.where(size > 0, size, 1.0), 0.0)
+    return Expansion(gradient, root.unsqueeze(-1), size)
+
+
 class Loss(ABC):
     """A per-row loss of the outputs, convex in them."""
 

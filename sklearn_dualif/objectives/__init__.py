@@ -2,6 +2,6 @@
 
 from ._base import Objective, resolve_objective
 from ._prediction import Margin, Prediction
-from ._training_loss import TrainingLoss
+from ._training_loss import Loss, TrainingLoss
 
-__all__ = ["Margin", "Objective", "Prediction", "TrainingLoss", "resolve_objective"]
+__all__ = ["Loss", "Margin", "Objective", "Prediction", "TrainingLoss", "resolve_objective"]

@@ -15,6 +15,7 @@ class Objective(ABC):
     """
 
     requires_y = False
+    linear = False
 
     def __init__(self, model):
         self.model = model
@@ -31,11 +32,14 @@ class Objective(ABC):
 def resolve_objective(objective, model):
     """Return the `Objective` that a name stands for."""
     from ._prediction import Margin, Prediction
-    from ._training_loss import TrainingLoss
+    from ._training_loss import Loss, TrainingLoss
 
+    if isinstance(objective, Loss):
+        return TrainingLoss(model, linear=objective.linear)
     named = {"loss": TrainingLoss, "prediction": Prediction, "margin": Margin}
     if not isinstance(objective, str) or objective not in named:
         raise ValueError(
-            f"objective={objective!r} is not known. Choose one of {', '.join(map(repr, _NAMES))}."
+            f"objective={objective!r} is not known. Choose one of {', '.join(map(repr, _NAMES))}, "
+            "or sklearn_dualif.objectives.Loss(linear=True)."
         )
     return named[objective](model)
