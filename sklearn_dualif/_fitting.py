@@ -16,9 +16,11 @@ from .models import (
     NetworkModel,
     as_model_function,
     check_supported,
+    conversion_of,
     final_estimator,
     final_fit_params,
     is_frozen,
+    mean_loss_weight,
     ridge_parameters,
     tunable_estimator,
 )
@@ -48,14 +50,30 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
     frozen = is_frozen(influence.estimator)
     progress = influence._init_callback_context(max_subtasks=len(_STAGES))
     progress.call_on_fit_task_begin(estimator=influence)
+    conversion = conversion_of(influence.estimator, X, y)
+    rows, given = conversion.rows(X), conversion.targets(y)
     with _stage(progress, influence, 0):
-        fitted, damping = _fit_wrapped(influence, X, y, fit_params, frozen)
+        fitted, damping = _fit_wrapped(influence, rows, given, fit_params, frozen)
     own = final_fit_params(fitted, fit_params)
     model = as_model_function(fitted)
     weights = _sample_weight(own, X, y)
+    times = model.times_trained(rows, given)
+    weights = weights if times is None else weights * times
     model = model.prepared(X, **_network_options(influence, model))
-    model = replace(model, targets=model.targets.freeze(np.asarray(y), weights))
-    problem, damping = build_problem(model, X, y, weights, influence.solver, memory_limit, damping)
+    targets = conversion.labelled(model.targets)
+    model = replace(model, targets=targets.freeze(np.asarray(y), weights))
+    problem, damping = build_problem(
+        model,
+        X,
+        y,
+        weights,
+        influence.solver,
+        memory_limit,
+        damping,
+        fisher=influence.curvature == "empirical_fisher",
+        tol=influence.tol,
+        random_state=influence.random_state,
+    )
     with _stage(progress, influence, 1):
         engine = build_engine(
             problem, damping, order=influence.order, batch_size=influence.batch_size, frozen=frozen
@@ -66,6 +84,7 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
     for name, value in values.items():
         setattr(influence, name, value)
     influence.estimator_ = fitted
+    influence._conversion = conversion
     influence._engine = engine
     influence._sample_weight = weights
     influence._train_index = X.index.copy() if hasattr(X, "iloc") else None
@@ -74,6 +93,8 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
             setattr(influence, name, getattr(fitted, name))
         elif hasattr(influence, name):
             delattr(influence, name)
+    if model.targets.classes is not None:
+        influence.classes_ = model.targets.classes
     progress.call_on_fit_task_end(estimator=influence)
     if influence.verbose:
         size = engine.curvature.width * problem.layout.selector.shape[1]
@@ -120,7 +141,7 @@ def _fit_wrapped(influence, X, y, fit_params, frozen):
     damping = None
     if ridge != "model":
         target = tunable_estimator(estimator)
-        total = _total_weight(estimator, X, fit_params)
+        total = _total_weight(estimator, X, y, fit_params)
         parameters = None
         if not frozen:
             parameters = ridge_parameters(target, float(ridge), _num_samples(X), total)
@@ -131,11 +152,12 @@ def _fit_wrapped(influence, X, y, fit_params, frozen):
     return estimator.fit(X, y, **fit_params), damping
 
 
-def _total_weight(estimator, X, fit_params):
+def _total_weight(estimator, X, y, fit_params):
     weight = final_fit_params(estimator, fit_params).get("sample_weight")
-    if weight is None:
-        return float(_num_samples(X))
-    return float(np.sum(weight)) if np.ndim(weight) else float(weight) * _num_samples(X)
+    total = float(_num_samples(X))
+    if weight is not None:
+        total = float(np.sum(weight)) if np.ndim(weight) else float(weight) * total
+    return mean_loss_weight(final_estimator(estimator), X, y, total)
 
 
 def _fit_with_best_ridge(influence, estimator, X, y, fit_params, frozen):
@@ -212,6 +234,7 @@ def _attributes(engine, objective, X_val, y_val, order):
         "loo_loss_": model.loss.value(problem.y, engine.loo_outputs()).numpy(),
         "stationarity_": engine.stationarity,
         "solver_": engine.curvature.name,
+        "solver_info_": engine.solver_info,
         "ridge_": float(ridge[0]) if np.ptp(ridge) == 0 else ridge.copy(),
         "n_outputs_": model.n_outputs,
         "n_parameters_": len(names),

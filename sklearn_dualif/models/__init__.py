@@ -3,9 +3,20 @@
 from . import _kernel, _linear, _mlp, _torch  # noqa: F401 - registers the models
 from ._base import KernelModel, LinearModel, ModelFunction, Penalty
 from ._network import NetworkModel
-from ._registry import as_model_function, check_supported, ridge_parameters
+from ._registry import (
+    as_model_function,
+    check_supported,
+    mean_loss_weight,
+    ridge_parameters,
+)
 from ._torch_model import TorchModel
-from ._wrappers import final_estimator, final_fit_params, is_frozen, tunable_estimator
+from ._wrappers import (
+    conversion_of,
+    final_estimator,
+    final_fit_params,
+    is_frozen,
+    tunable_estimator,
+)
 
 __all__ = [
     "KernelModel",
@@ -16,9 +27,11 @@ __all__ = [
     "TorchModel",
     "as_model_function",
     "check_supported",
+    "conversion_of",
     "final_estimator",
     "final_fit_params",
     "is_frozen",
+    "mean_loss_weight",
     "ridge_parameters",
     "tunable_estimator",
 ]

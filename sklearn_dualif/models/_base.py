@@ -102,6 +102,16 @@ class ModelFunction(ABC):
         """Return this model ready for rows like X."""
         return self
 
+    def times_trained(self, X, y):
+        """Return how often an epoch of the fit used each row, (n,), or None: all once.
+
+        Parameters
+        ----------
+        X, y : array-like
+            Training rows and targets as the outermost estimator's ``fit`` took them.
+        """
+        return None
+
     def from_outputs(self, method, outputs):
         """Return what ``estimator.method`` says for outputs (n, n_outputs) of its own."""
         return getattr(self._with_identity(outputs.shape[1]), method)(np.asarray(outputs))

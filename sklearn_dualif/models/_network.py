@@ -21,7 +21,8 @@ class Decay(NamedTuple):
     Attributes
     ----------
     strengths : dict of str to float
-        In the units of the total loss, or of one row's where they scale with the weight.
+        In the units of the total loss, or of one row's where they scale with the weight. A
+        parameter that is not named cannot move.
     scales_with : {"nothing", "weight"}
         See `Penalty`.
     """
@@ -82,7 +83,11 @@ class NetworkModel(ModelFunction):
         return self
 
     def _chosen(self, patterns):
-        trainable = [name for name, p in self.module.named_parameters() if p.requires_grad]
+        trainable = [
+            name
+            for name, p in self.module.named_parameters()
+            if p.requires_grad and name in self.decay.strengths
+        ]
         if not trainable:
             raise UnsupportedOptionError(
                 f"{type(self.estimator).__name__} has no trainable parameters: all have "

@@ -1,16 +1,18 @@
 """Which estimators are understood, and what is said of the others."""
 
+import sys
 from functools import singledispatch
 
 from ..exceptions import UnsupportedModelError, UnsupportedOptionError
+from ._conversion import Conversion
 
 _SUPPORTED = (
     "LinearRegression, Ridge, RidgeCV, RidgeClassifier, RidgeClassifierCV, LogisticRegression, "
     "LogisticRegressionCV, LinearSVC, LinearSVR, PoissonRegressor, GammaRegressor, "
     "TweedieRegressor, HuberRegressor, SGDClassifier, SGDRegressor, BayesianRidge, KernelRidge, "
-    "GaussianProcessRegressor, MLPClassifier, MLPRegressor and TorchModel, alone, at the end of a "
-    "Pipeline, in a FrozenEstimator or as the "
-    "estimator of a search"
+    "GaussianProcessRegressor, MLPClassifier, MLPRegressor, TorchModel and skorch's "
+    "NeuralNetClassifier, NeuralNetBinaryClassifier and NeuralNetRegressor, alone, at the end of a "
+    "Pipeline, in a FrozenEstimator or as the estimator of a search"
 )
 
 # Why a well-known estimator is refused, and what to do instead.
@@ -36,6 +38,8 @@ _REMEDIES = {
     "PLSRegression": "its components are not the minimum of one objective; use Ridge",
     "Perceptron": "its loss has no curvature; use LogisticRegression",
     "QuantileRegressor": "its loss has no curvature; use HuberRegressor",
+    "NeuralNet": "its loss can be any; use skorch's NeuralNetClassifier, "
+    "NeuralNetBinaryClassifier or NeuralNetRegressor",
 }
 
 
@@ -59,6 +63,8 @@ def as_model_function(estimator):
     UnsupportedModelError
         A `TypeError` that names what can be wrapped.
     """
+    if _register_imported():
+        return as_model_function(estimator)
     raise UnsupportedModelError(_refusal(estimator))
 
 
@@ -89,8 +95,33 @@ def chooses_options(estimator):
     return False
 
 
+@singledispatch
+def conversion(estimator, X, y, frozen):
+    """Return the `Conversion` between a caller's data and those of an estimator.
+
+    Parameters
+    ----------
+    estimator : object
+        At the end of all wrappers.
+    X : array-like or None
+        Training rows; None where a wrapper passes on others.
+    y : array-like
+        Their targets.
+    frozen : bool
+        Whether the estimator is fitted and stays so.
+    """
+    return Conversion()
+
+
+@singledispatch
+def mean_loss_weight(estimator, X, y, total_weight):
+    """Return how many units of the total loss the mean loss stands for in the estimator's fit."""
+    return total_weight
+
+
 def check_supported(estimator):
     """Raise, before anything is fitted, if the estimator cannot be wrapped."""
+    _register_imported()
     options_are_final = True
     inner = inner_estimator(estimator)
     while inner is not None:
@@ -109,6 +140,15 @@ def refuse_option(estimator, option, remedy):
     raise UnsupportedOptionError(
         f"{type(estimator).__name__}({option}={value!r}) cannot be wrapped: {remedy}."
     )
+
+
+def _register_imported():
+    """Register the models of skorch if the caller has imported it; tell whether they are new."""
+    if "skorch" not in sys.modules or f"{__package__}._skorch" in sys.modules:
+        return False
+    from . import _skorch, _skorch_data  # noqa: F401 - registers the models
+
+    return True
 
 
 def _refusal(estimator):

@@ -60,7 +60,7 @@ class ClassTargets(NamedTuple):
         A class index; 0 and 1; or -1 and 1. The last two one column for two classes and one
         against the rest for each of more.
     class_weight : dict, "balanced", None or (n_classes,) array
-        As scikit-learn takes it; an array once frozen.
+        As scikit-learn takes it; an array, in the order of ``classes``, once it is fixed.
     weigh_rest : bool
         Whether a one-versus-rest problem weighs its negatives by their own class too.
     weighted_balance : bool
@@ -75,6 +75,8 @@ class ClassTargets(NamedTuple):
 
     def freeze(self, y, sample_weight):
         """Return these targets with the class weights of the training rows held fixed."""
+        if isinstance(self.class_weight, np.ndarray):
+            return self
         present = np.intersect1d(self.classes, y)
         factors = np.ones(len(self.classes))
         if self.class_weight is not None:

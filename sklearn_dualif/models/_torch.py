@@ -21,10 +21,14 @@ class TorchNetwork(NetworkModel):
         return as_inputs(as_rows(self.transform(X)), torch.float64, torch.device("cpu"))
 
     def write_tensors(self, estimator, tensors):
-        parameters = dict(estimator.module.named_parameters())
+        parameters = dict(self._module_of(estimator).named_parameters())
         with torch.no_grad():
             for name, value in tensors.items():
                 parameters[name].copy_(torch.as_tensor(value))
+
+    @staticmethod
+    def _module_of(estimator):
+        return estimator.module
 
     def _with_identity(self, n_outputs):
         return TorchModel(
@@ -34,7 +38,7 @@ class TorchNetwork(NetworkModel):
         )
 
     def _with_outputs(self, n_outputs):
-        loss, targets, per_mean = _loss_and_targets(self.estimator, n_outputs)
+        loss, targets, per_mean = self._trained_on(n_outputs)
         penalty = self.penalty._replace(strength=self.penalty.strength * per_mean)
         return replace(
             self,
@@ -45,12 +49,15 @@ class TorchNetwork(NetworkModel):
             n_latent=n_outputs,
         )
 
+    def _trained_on(self, n_outputs):
+        """Return loss, targets and how many units of the loss torch's mean over a row stands for.
+
+        Torch's mean squared error and binary cross-entropy are means over the outputs of a row too.
+        """
+        return _loss_and_targets(self.estimator, n_outputs)
+
 
 def _loss_and_targets(estimator, n_outputs):
-    """Return loss, targets and how many units of the loss torch's mean over a row stands for.
-
-    Torch's mean squared error and binary cross-entropy are means over the outputs of a row too.
-    """
     if estimator.loss == "cross_entropy":
         return SoftmaxLogLoss(), ClassTargets(estimator.classes_, "index", None), 1.0
     if estimator.loss == "binary_cross_entropy":

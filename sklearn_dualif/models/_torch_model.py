@@ -373,7 +373,7 @@ def module_outputs(module, inputs):
     """
     check_module(module)
     rows = as_rows(inputs)
-    dtype, device = _precision(module)
+    dtype, device = precision(module)
     cuda = [device] if device.type == "cuda" else []
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     parts = []
@@ -514,7 +514,7 @@ def _evaluating(module):
             part.training = training
 
 
-def _precision(module):
+def precision(module):
     """Return the dtype that float inputs take, None for their own, and the device."""
     tensors = [*module.parameters(), *module.buffers()]
     floating = (tensor.dtype for tensor in tensors if tensor.is_floating_point())

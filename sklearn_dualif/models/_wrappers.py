@@ -11,6 +11,7 @@ from ._registry import (
     as_model_function,
     check_options,
     chooses_options,
+    conversion,
     inner_estimator,
     refuse_option,
     ridge_parameters,
@@ -83,6 +84,14 @@ def is_frozen(estimator):
             return True
         estimator = inner_estimator(estimator)
     return False
+
+
+def conversion_of(estimator, X, y):
+    """Return the `Conversion` between a caller's data and those of an estimator in wrappers."""
+    final, taker = final_estimator(estimator), estimator
+    while isinstance(taker, FrozenEstimator):
+        taker = taker.estimator
+    return conversion(final, X if taker is final else None, y, is_frozen(estimator))
 
 
 def tunable_estimator(estimator):
