@@ -102,7 +102,8 @@ def softmax_job(small):
         }
         return agreements, {}
 
-    def claims(ratios, megabytes, agreements, figures):
+    def claims(found):
+        ratios, agreements = found.ratios, found.agreements
         ours, peer, to_optimum = agreements[newton], agreements[dattri], agreements[exact]
         slope = f"{ours['slope']:.4f} and {ours['slope back']:.4f}"
         in_range = all(abs(ours[key] - 1) <= 0.03 for key in ("slope", "slope back"))
@@ -196,8 +197,9 @@ def diagnostics_job(small):
         }
         return {}, figures
 
-    def claims(ratios, megabytes, agreements, figures):
-        growth = megabytes[everything] * MEGABYTE / X.nbytes
+    def claims(found):
+        ratios = found.ratios
+        growth = found.megabytes[everything] * MEGABYTE / X.nbytes
         return [
             claim(
                 "seconds / assembling XᵀWX",
@@ -278,7 +280,8 @@ def matrix_job(kind, small):
         }
         return agreements, {}
 
-    def claims(ratios, megabytes, agreements, figures):
+    def claims(found):
+        ratios, agreements = found.ratios, found.agreements
         ours, theirs = agreements[newton], agreements[peer]
         all_refits = ratios[refitting] * n / n_refits / ratios[newton]
         closer = abs(ours["slope"] - 1) <= abs(theirs["slope"] - 1)
@@ -355,8 +358,8 @@ def kernel_job(small):
         }
         return {}, figures
 
-    def claims(ratios, megabytes, agreements, figures):
-        ratio = ratios[everything]
+    def claims(found):
+        ratio = found.ratios[everything]
         return [claim("seconds / KernelRidge.fit", f"{ratio:.2f}", "≤ 4", ratio <= 4)]
 
     return Job(
