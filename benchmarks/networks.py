@@ -205,10 +205,62 @@ def assembly(recipe, module, small):
     return found
 
 
+class Stopwatch:
+    """Seconds spent in some functions, those of labelled ones that they call left out."""
+
+    def __init__(self):
+        self.seconds = {}
+        self._inner = [0.0]
+
+    def watch(self, label, owner, name):
+        """Time a method under a label; one that is not there is passed over."""
+        if (function := vars(owner).get(name)) is None:
+            return
+
+        def timed(*args, **kwargs):
+            self._inner.append(0.0)
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                taken = time.perf_counter() - start
+                own = taken - self._inner.pop()
+                self.seconds[label] = self.seconds.get(label, 0.0) + own
+                self._inner[-1] += taken
+
+        setattr(owner, name, timed)
+
+
+def shares_of_fit(recipe, module):
+    """Shares of a first-order fit's seconds: capture, assembly, factorisation, and the rest."""
+    from sklearn_dualif.curvature import KernelDual, TangentCurvature
+    from sklearn_dualif.kernels import Heads, Network, TangentFeatures
+    from sklearn_dualif.linalg import RandomPivots
+
+    watch = Stopwatch()
+    for label, owner, names in (
+        ("capture", TangentFeatures, ("heads",)),
+        ("capture", Network, ("__init__", "outputs", "derivatives")),
+        ("capture", Heads, ("mixed",)),
+        ("assembly", Heads, ("gram",)),
+        ("factorisation", RandomPivots, ("grow",)),
+        ("factorisation", TangentCurvature, ("_factorize", "_diagonalize")),
+        ("factorisation", KernelDual, ("_invert",)),
+    ):
+        for name in names:
+            watch.watch(label, owner, name)
+    start = time.perf_counter()
+    influence_of(recipe, module, "first", "auto")
+    total = time.perf_counter() - start
+    shares = {label: taken / total for label, taken in watch.seconds.items()}
+    shown = {f"fit, first order: share of {label}": share for label, share in shares.items()}
+    return {**shown, OVERHEAD: 1.0 - sum(shares.values())}
+
+
+OVERHEAD = "fit, first order: share of the rest"
 RATE = "float32 matrix product, GFLOP/s"
 LOW_RANK = "assembly for low rank / matrix product"
 WHOLE = "assembly of the whole kernel / matrix product"
-PROBE = "kernel assembly"
 
 
 def target(text, goal, measure):
@@ -236,10 +288,18 @@ def at_least(text, value, bound, form=".3f"):
     return target(text, f"≥ {bound:g}", measure)
 
 
-def assembly_targets(found):
+def probes_of(recipe, module, small):
+    return {
+        "kernel assembly": partial(assembly, recipe, module, small),
+        "shares of the fit": partial(shares_of_fit, recipe, module),
+    }
+
+
+def probe_targets(found):
     return [
-        at_least(name, lambda name=name: found.figures[name], 0.5, ".2f")
-        for name in (LOW_RANK, WHOLE)
+        at_least(LOW_RANK, lambda: found.figures[LOW_RANK], 0.5, ".2f"),
+        at_least(WHOLE, lambda: found.figures[WHOLE], 0.5, ".2f"),
+        at_most(OVERHEAD, lambda: found.figures[OVERHEAD], 0.1, ".2f"),
     ]
 
 
@@ -476,7 +536,7 @@ def mlp_job(small):
             at_least("newton, linear target: LDS", lambda: quality[LINEAR]["LDS"], 0.66),
             at_least("halves by newton: LDS", lambda: quality[GROUP_NEWTON]["LDS"], 0.73),
             at_least("halves by exact: LDS", lambda: quality[GROUP_EXACT]["LDS"], 0.76),
-            *assembly_targets(found),
+            *probe_targets(found),
         ]
 
     return Job(
@@ -495,7 +555,7 @@ def mlp_job(small):
         repeats={NAIVE: 1, GROUP_NEWTON: 1, GROUP_EXACT: 1},
         limits={NAIVE: 3600, "captum Arnoldi": 900},
         skipped=skipped,
-        probes={PROBE: partial(assembly, recipe, module, small)},
+        probes=probes_of(recipe, module, small),
     )
 
 
@@ -575,7 +635,7 @@ def large_job(small):
                 1e-2,
                 ".1e",
             ),
-            *assembly_targets(found),
+            *probe_targets(found),
         ]
 
     def naive_hours():
@@ -598,7 +658,7 @@ def large_job(small):
         repeats={NAIVE: 1, EKFAC: 1, "pyDVL EK-FAC": 1},
         limits={EKFAC: 1200, "pyDVL EK-FAC": 1200, NAIVE: 600},
         skipped=skipped,
-        probes={PROBE: partial(assembly, recipe, module, small)},
+        probes=probes_of(recipe, module, small),
     )
 
 
