@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
+import torch
 from sklearn.base import clone
 from sklearn.utils.validation import _check_sample_weight, _num_samples, check_consistent_length
 
@@ -52,6 +53,7 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
     progress.call_on_fit_task_begin(estimator=influence)
     conversion = conversion_of(influence.estimator, X, y)
     rows, given = conversion.rows(X), conversion.targets(y)
+    torch_state = torch.get_rng_state()
     with _stage(progress, influence, 0):
         fitted, damping = _fit_wrapped(influence, rows, given, fit_params, frozen)
     own = final_fit_params(fitted, fit_params)
@@ -88,6 +90,9 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
     influence._engine = engine
     influence._sample_weight = weights
     influence._train_index = X.index.copy() if hasattr(X, "iloc") else None
+    # What a refit without some rows starts from; references, not copies.
+    influence._X_train, influence._y_train, influence._fit_params = X, y, dict(fit_params)
+    influence._torch_state = torch_state
     for name in ("classes_", "n_features_in_", "feature_names_in_"):
         if hasattr(fitted, name):
             setattr(influence, name, getattr(fitted, name))
@@ -184,7 +189,12 @@ def _fit_with_best_ridge(influence, estimator, X, y, fit_params, frozen):
     final.set_params(**neutral)  # one ridge, where the model was given one for each target
     estimator.fit(X, y, **fit_params)
     model = as_model_function(estimator)
-    if not isinstance(model.loss, HalfSquaredError) or model.penalty.scales_with != "nothing":
+    network = isinstance(model, NetworkModel)
+    if (
+        network
+        or not isinstance(model.loss, HalfSquaredError)
+        or model.penalty.scales_with != "nothing"
+    ):
         raise UnsupportedOptionError(
             f"ridge='loo' needs a squared loss, for which one decomposition serves every ridge; "
             f"{name} has another objective. {remedy}"

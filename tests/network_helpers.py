@@ -165,18 +165,11 @@ def oracle_of(case, **changes):
 
 # Cases
 
-# torch leaves a module that holds one layer at two places changed (pytorch#164759), which it warns
-# of, once, when such a module is evaluated again.
-_WARNED_OF = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True")
-
 
 def each_network(*left_out):
     """Return a mark that runs a test on each network of the zoo, but for some."""
     names = [name for name in NETWORK_NAMES if name not in left_out]
-    marks = {"shared-layer": [_WARNED_OF]}
-    return pytest.mark.parametrize(
-        "name", [pytest.param(name, marks=marks.get(name, [])) for name in names]
-    )
+    return pytest.mark.parametrize("name", names)
 
 
 def torch_model(case: NetworkCase, module=None):

@@ -540,9 +540,9 @@ def of_outputs(change):
     ("build", "error", "message"),
     [
         (of_outputs(lambda z: (z, z)), UnsupportedModelError, "returned a tuple"),
-        (of_outputs(lambda z: z[:, 0]), UnsupportedModelError, r"shape \(3,\) for 3 rows"),
-        (of_outputs(lambda z: z[:, None]), UnsupportedModelError, r"shape \(3, 1, 2\)"),
-        (of_outputs(lambda z: z[:2]), UnsupportedModelError, r"shape \(2, 2\) for 3 rows"),
+        (of_outputs(lambda z: z[:, 0]), UnsupportedModelError, r"shape \(4,\) for 4 rows"),
+        (of_outputs(lambda z: z[:, None]), UnsupportedModelError, r"shape \(4, 1, 2\)"),
+        (of_outputs(lambda z: z[:2]), UnsupportedModelError, r"shape \(2, 2\) for 4 rows"),
         (of_outputs(lambda z: z / 0.0), ValueError, "NaN or infinite"),
         (of_outputs(lambda z: z.detach()), UnsupportedModelError, "None of the chosen parameters"),
         (of_outputs(lambda z: z - z.mean(0)), UnsupportedModelError, "the rows beside it"),

@@ -270,7 +270,8 @@ class InfluenceEngine:
         """Return the state change of removing rows together, (G, D, 1)."""
         if not len(rows):
             return self._no_change(order)
-        kept = self.problem.weights.reshape(len(self.z), -1).sum(1) > 0
+        weighted = self.problem.weights.reshape(len(self.z), -1).sum(1) > 0
+        kept = weighted.clone()
         kept[rows] = False
         if not bool(kept.any()):
             raise ValueError(
@@ -279,7 +280,7 @@ class InfluenceEngine:
             )
         codes = self._class_codes(self.problem.y)
         if codes is not None:
-            self._check_classes_stay(codes[rows], codes[kept], "Removing", order)
+            self._check_classes_stay(codes[rows[weighted[rows]]], codes[kept], "Removing", order)
         if order == "exact":
             return remove_exactly(self.problem, *self._optimum[:3], rows)
         return self.curvature.remove(rows, first_order=order == "first")
@@ -340,9 +341,13 @@ class InfluenceEngine:
 
     def state_effect(self, state, features, y, objective, order):
         """Return the effect of a state change on each query's objective, (t,)."""
+        return self.state_effects(state, features, y, objective, order)[:, 0]
+
+    def state_effects(self, states, features, y, objective, order):
+        """Return the effects of state changes (G, D, m) on each query's objective, (t, m)."""
         z, design = self.outputs(features, order)
-        dz = self._curvature_for(order).output_changes(design, state)
-        return self._effect(objective, order, z, dz, y)[:, 0]
+        dz = self._curvature_for(order).output_changes(design, states)
+        return self._effect(objective, order, z, dz, y)
 
     def response_change(self, state, features, order):
         """Return the change of the outputs that a caller sees, (t, n_outputs)."""

@@ -144,10 +144,10 @@ def _own_damping(model, features, root, damping):
     blocks = features.output_heads.mixed(root).diagonal_blocks()
     ridge = _DAMPING * float(blocks.diagonal(dim1=1, dim2=2).double().mean())
     warnings.warn(
-        f"{type(model.estimator).__name__} was trained without weight decay, so its optimum does "
-        f"not say how far its parameters may move. A damping of {ridge:.3g} (0.01 of the kernel's "
-        "mean eigenvalue) about the fitted parameters is used; set ridge=, and choose it by "
-        "comparing with refits.",
+        f"{type(model.estimator).__name__} was trained without weight decay on the parameters that "
+        f"may move, so its optimum does not say how far they go. A damping of {ridge:.3g} (0.01 of "
+        "the kernel's mean eigenvalue) about the fitted parameters is used; set ridge=, and choose "
+        "it by comparing with refits.",
         InfluenceWarning,
         stacklevel=2,
     )

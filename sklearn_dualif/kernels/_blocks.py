@@ -85,7 +85,15 @@ class WeightBlock:
     sensitivities : (n, h, P, o) tensor
     weight, bias : slice or None
         Of the parameter vector; None for a part that is not there.
+
+    Attributes
+    ----------
+    contracted : bool
+        Whether kernels contract positions; else derivatives are made explicit first. The same for
+        all rows of a layer, however long they are.
     """
+
+    contracted = True
 
     def __init__(self, inputs, sensitivities, weight, bias):
         self.inputs = inputs
@@ -94,7 +102,9 @@ class WeightBlock:
         self.bias = bias
 
     def _like(self, inputs, sensitivities):
-        return type(self)(inputs, sensitivities, self.weight, self.bias)
+        block = WeightBlock(inputs, sensitivities, self.weight, self.bias)
+        block.contracted = self.contracted
+        return block
 
     @property
     def doubles(self):
@@ -115,15 +125,18 @@ class WeightBlock:
 
     def prepared(self):
         """Return explicit derivatives where those make kernels cheaper than the positions do."""
-        _, heads, positions, width = self.sensitivities.shape
-        if positions == 1:
-            return [self]
-        explicit = heads**2 * width * self.input_width
-        # Products over pairs of positions are bound by memory: an entry costs several operations.
-        contracted = positions**2 * (self._input_work() + heads**2 * (width + 8))
-        if explicit > contracted:
+        if self.contracted:
             return [self]
         return [DenseBlock(*part) for part in self._explicit()]
+
+    def cheaper_contracted(self):
+        """Tell whether contracting positions costs less than explicit derivatives."""
+        _, heads, positions, width = self.sensitivities.shape
+        if positions == 1:
+            return True
+        explicit = heads**2 * width * self.input_width
+        # Products over pairs of positions are bound by memory: an entry costs several operations.
+        return explicit > positions**2 * (self._input_work() + heads**2 * (width + 8))
 
     def _input_work(self):
         """How many products an entry of the kernel of the inputs takes."""
@@ -239,15 +252,12 @@ class WeightBlock:
             parts.append(direction[self.bias].T[:, :, None])
         return torch.cat(parts, 2)
 
-    @classmethod
-    def concatenated(cls, blocks):
+    @staticmethod
+    def concatenated(blocks):
         """Return one block of the rows of several."""
-        first = blocks[0]
-        return cls(
+        return blocks[0]._like(
             torch.cat([block.inputs for block in blocks]),
             torch.cat([block.sensitivities for block in blocks]),
-            first.weight,
-            first.bias,
         )
 
 
@@ -267,7 +277,9 @@ class LookupBlock(WeightBlock):
         self.scale = scale
 
     def _like(self, inputs, sensitivities):
-        return LookupBlock(inputs, sensitivities, self.weight, self.scale)
+        block = LookupBlock(inputs, sensitivities, self.weight, self.scale)
+        block.contracted = self.contracted
+        return block
 
     @property
     def input_width(self):
@@ -304,14 +316,3 @@ class LookupBlock(WeightBlock):
 
     def _matrices(self, direction, width):
         return direction[self.weight].T.reshape(direction.shape[1], -1, width).mT
-
-    @classmethod
-    def concatenated(cls, blocks):
-        """Return one block of the rows of several."""
-        first = blocks[0]
-        return cls(
-            torch.cat([block.inputs for block in blocks]),
-            torch.cat([block.sensitivities for block in blocks]),
-            first.weight,
-            first.scale,
-        )

@@ -20,7 +20,7 @@ from ..exceptions import UnsupportedModelError
 from ._blocks import DenseBlock, LookupBlock, WeightBlock
 from ._layers import HANDLERS
 
-_CHECKED_ROWS = 3
+_CHECKED_ROWS = 4
 _BATCH_ROWS = 512
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 
@@ -61,16 +61,31 @@ class Network:
         self.penalties = dict(penalties)
         try:
             private = copy.deepcopy(module)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise UnsupportedModelError(
                 f"{type(module).__name__} cannot be copied ({error}). Keep only parameters and "
-                "buffers, no results of a forward pass, on the module."
+                "buffers on the module: no results of a forward pass, no locks or files."
             ) from error
         self.module = private.to(device=self.device, dtype=dtype).eval().requires_grad_(False)
+        for layer in self.module.modules():
+            if isinstance(layer, torch.nn.Embedding | torch.nn.EmbeddingBag):
+                layer.sparse = False
+        self._paths = self._parameter_paths()
         self.places, self.n_penalized, self.n_free = self._place_parameters()
         self.layers = self._known_layers()
         self._batched = True
-        self._check(self.to_device(inputs[:_CHECKED_ROWS]))
+        self._contracted = None
+        checked = torch.linspace(0, len(inputs) - 1, min(_CHECKED_ROWS, len(inputs))).long()
+        self._check(self.to_device(inputs[checked]))
+
+    def _parameter_paths(self):
+        """Return all paths of each parameter, one for each module that holds it."""
+        names = {id(value): name for name, value in self.module.named_parameters()}
+        paths = {name: [] for name in names.values()}
+        for prefix, layer in self.module.named_modules():
+            for name, value in layer.named_parameters(recurse=False, remove_duplicate=False):
+                paths[names[id(value)]].append(f"{prefix}.{name}" if prefix else name)
+        return paths
 
     def _place_parameters(self):
         parameters, counts, places = dict(self.module.named_parameters()), Counter(), {}
@@ -113,11 +128,15 @@ class Network:
 
     def _call(self, inputs, parameters=None):
         """Return the outputs, at other values of some parameters where given."""
-        outputs = (
-            self.module(inputs)
-            if parameters is None
-            else functional_call(self.module, parameters, (inputs,))
-        )
+        with torch.random.fork_rng(devices=[]):
+            if parameters is None:
+                outputs = self.module(inputs)
+            else:
+                # By path, since ties are resolved wrongly where one layer stands at two places.
+                values = {
+                    path: value for name, value in parameters.items() for path in self._paths[name]
+                }
+                outputs = functional_call(self.module, values, (inputs,), tie_weights=False)
         return outputs if self.readout is None else self.readout(outputs)
 
     def derivatives(self, inputs):
@@ -131,8 +150,9 @@ class Network:
                 self._add_blocks(part, names, penalized, free)
         for name, values in self._explicit(inputs).items():
             place = self.places[name]
+            values = values.reshape(*values.shape[:2], -1)
             (free if place.free else penalized).append(
-                DenseBlock(values.flatten(2) * place.scale, place.target)
+                DenseBlock(values * place.scale, place.target)
             )
         return penalized, free
 
@@ -163,15 +183,16 @@ class Network:
         calls = [[] for _ in self.layers]
 
         def recorder(index):
-            def record(layer, args, output):
+            def record(layer, args, kwargs, output):
+                x = args[0] if args else next(iter(kwargs.values()))
                 node = output if output.requires_grad else output.detach().requires_grad_()
-                calls[index].append((args[0].detach(), node))
+                calls[index].append((x.detach(), node))
                 return node.clone()  # what follows may write in place
 
             return record
 
         handles = [
-            layer.register_forward_hook(recorder(index))
+            layer.register_forward_hook(recorder(index), with_kwargs=True)
             for index, (_, layer) in enumerate(self.layers)
         ]
         try:
@@ -180,7 +201,11 @@ class Network:
         finally:
             for handle in handles:
                 handle.remove()
-        unusual = [index for index, made in enumerate(calls) if len(made) != 1]
+        unusual = [
+            index
+            for index, made in enumerate(calls)
+            if len(made) != 1 or any(len(part) != len(inputs) for part in made[0])
+        ]
         if unusual:
             self.layers = [pair for index, pair in enumerate(self.layers) if index not in unusual]
             return self._forward(inputs)
@@ -199,6 +224,7 @@ class Network:
         if part.kind == "table":
             if weight is not None:
                 block = LookupBlock(part.inputs, part.sensitivities, weight.target, weight.scale)
+                block.contracted = self._contracted is None or weight.target in self._contracted
                 lists[weight.free].append(block)
             return
         if weight is not None:
@@ -208,6 +234,7 @@ class Network:
                 inputs = torch.nn.functional.pad(inputs, (0, 1), value=bias.scale)
             target = bias.target if joint else None
             block = WeightBlock(inputs, part.sensitivities, weight.target, target)
+            block.contracted = self._contracted is None or weight.target in self._contracted
             lists[weight.free].append(block)
             if joint:
                 return
@@ -277,8 +304,7 @@ class Network:
             z = self._call(inputs, leaves)
         _check_outputs(z, len(inputs), name)
         self.n_outputs = z.shape[1]
-        together, alone = z.detach()[:1], self._call(inputs[:1])
-        if not torch.allclose(alone, together, rtol=1e-4, atol=1e-6 * float(alone.abs().max())):
+        if not self._alone_as_together(inputs[:1], z.detach()[:1]):
             raise UnsupportedModelError(
                 f"The outputs that {name} gives for a row change with the rows beside it (a batch "
                 "normalisation without running statistics, say). Use layers that treat each row "
@@ -303,9 +329,22 @@ class Network:
                 "at once. Use layers that treat each row by itself in eval mode."
             )
 
+    def _alone_as_together(self, inputs, together):
+        """Tell whether a row by itself has the outputs that it has among others."""
+        try:
+            alone = self._call(inputs).detach()
+        except ValueError:  # a normalisation over the batch finds nothing to normalise
+            return False
+        return torch.allclose(alone, together, rtol=1e-4, atol=1e-6 * float(alone.abs().max()))
+
     def _differing(self, inputs, weights, expected):
         """Return the names whose derivatives, summed with weights, are not the expected ones."""
         penalized, free = self.derivatives(inputs)
+        self._contracted = [
+            block.weight
+            for block in penalized
+            if isinstance(block, WeightBlock) and block.cheaper_contracted()
+        ]
         held = sum(block.doubles for block in [*penalized, *free])
         self.doubles_per_row = max(1, held // len(inputs))
         sums = {

@@ -100,8 +100,9 @@ class NetworkModel(ModelFunction):
         unused = [p for p in patterns if not any(fnmatchcase(name, p) for name in trainable)]
         if unused or not chosen:
             raise UnsupportedOptionError(
-                f"parameters={patterns!r} matches no trainable parameter by "
-                f"{(unused or patterns)[0]!r}. The parameters are {', '.join(trainable)}."
+                f"parameters={patterns!r} matches no trainable parameter"
+                f"{f' by {unused[0]!r}' if unused else ''}. The parameters are "
+                f"{', '.join(trainable)}."
             )
         return chosen
 
