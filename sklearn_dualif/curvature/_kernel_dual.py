@@ -52,10 +52,10 @@ class KernelDual:
         root = expansion.root[0]
         self.n_rows, self.n_outputs, self.rank_per_row = root.shape
         self.heads = features.output_heads.mixed(root)
-        free = self.heads.free_jacobian.double().flatten(0, 1)
+        free = self.heads.free_jacobian.double().cpu().flatten(0, 1)
         self.n_free = free.shape[1]
-        self.pull = self.heads.push(self.parameters).double().flatten(0, 1)
-        self._invert(self.heads.gram(self.heads).double(), free)
+        self.pull = self.heads.push(self.parameters).double().cpu().flatten(0, 1)
+        self._invert(self.heads.gram(self.heads).double().cpu(), free)
         self.pull_image = self.inverse @ self.pull
         self._kept = {}
 
@@ -89,10 +89,10 @@ class KernelDual:
 
     def design_of(self, heads):
         """Return what maps states to heads, (t, h, D)."""
-        kernel = heads.gram(self.heads).double()
+        kernel = heads.gram(self.heads).double().cpu()
         t, h = heads.shape
-        free = heads.free_jacobian.double()
-        pull = heads.push(self.parameters).double()
+        free = heads.free_jacobian.double().cpu()
+        pull = heads.push(self.parameters).double().cpu()
         return torch.cat([free, kernel.view(t, h, -1), pull], 2)
 
     def output_changes(self, design, state):
@@ -244,7 +244,8 @@ class KernelDual:
         """Return the penalised and the free parameters (., m) of states."""
         p, multiple = state[0, self.n_free : -1], state[0, -1:]
         weights = p.view(self.n_rows, self.rank_per_row, -1)
-        penalized = self.heads.pull(weights).double() + self.parameters * multiple
+        penalized = self.heads.pull(weights).double().cpu()
+        penalized = penalized + self.parameters.double().cpu() * multiple
         return penalized, state[0, : self.n_free]
 
 

@@ -137,7 +137,7 @@ class PrimalCurvature(Curvature):
                 return torch.linalg.vecdot(whitened, whitened)[..., None]
             return whitened @ whitened.mT
         scale = 1.0 - self.inverse_spectrum[:, None] * shift[:, None]
-        scaled = whitened / scale[:, :, None].to(whitened.dtype)
+        scaled = whitened / scale[:, :, None].to(whitened)
         return scaled @ whitened.mT
 
     def _to_least_norm(self, states, rows, flagged):

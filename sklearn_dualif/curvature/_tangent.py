@@ -38,7 +38,7 @@ class TangentCurvature(PrimalCurvature):
             hessian = torch.zeros(self.map_rows, self.map_rows, dtype=torch.float64)
             for rows in gen_batches(self.n_rows, self._rows_per_block()):
                 block = self._root_rows(0, rows, None)
-                hessian += block.T @ block
+                hessian += (block.T @ block).double().cpu()
             whitening = whiten_ridge(hessian, ridge, self.n_free, spectral=False)
             if whitening is not None:
                 self._hessian = hessian if self.shiftable else None
@@ -46,7 +46,7 @@ class TangentCurvature(PrimalCurvature):
                 return
         upper = None
         for rows in gen_batches(self.n_rows, self.map_rows):
-            upper = append_rows(upper, self._root_rows(0, rows, None).double())
+            upper = append_rows(upper, self._root_rows(0, rows, None).double().cpu())
         self._take(whiten_triangle(upper, ridge, self.n_free, self.n_rows))
 
     def _take(self, whitening):
@@ -65,7 +65,7 @@ class TangentCurvature(PrimalCurvature):
 
     def _mixed(self, rows, values):
         """Return ``S^T`` times values (b, C, m) of rows."""
-        return self.expansion.root[0, rows].mT.to(values.dtype) @ values
+        return self.expansion.root[0, rows].mT.to(values) @ values
 
     @property
     def width(self):
@@ -94,12 +94,12 @@ class TangentCurvature(PrimalCurvature):
 
     def row_gradients(self, rows, output_gradients):
         values = self.row_design(rows)
-        pulled = torch.einsum("bcp,bc->pb", values, output_gradients[0].to(values.dtype))
-        return pulled.double()[None]
+        pulled = torch.einsum("bcp,bc->pb", values, output_gradients[0].to(values))
+        return pulled.double().cpu()[None]
 
     def sum_gradients(self, output_gradients):
         values = self.features.values.flatten(0, 1)
-        return (values.T @ output_gradients[0].flatten(0, 1).to(values.dtype)).double()[None]
+        return (values.T @ output_gradients[0].flatten(0, 1).to(values)).double().cpu()[None]
 
     def solve(self, gradients, shift=None):
         if shift is not None:
@@ -108,12 +108,12 @@ class TangentCurvature(PrimalCurvature):
 
     def whitened_rows(self, rows):
         values = self.row_design(rows)
-        return (values @ self.map[0].to(values.dtype))[None]
+        return (values @ self.map[0].to(values))[None]
 
     def row_quadratics(self, rows, shift=None):
         if shift is not None:
             self._diagonalize()
-        return super().row_quadratics(rows, shift).double()
+        return super().row_quadratics(rows, shift).double().cpu()
 
     def remove(self, rows, *, first_order=False):
         if self.group_share(rows) and not first_order:
@@ -124,18 +124,18 @@ class TangentCurvature(PrimalCurvature):
         kept = torch.eye(self.map.shape[2], dtype=torch.float64)
         for chunk in rows.split(self._rows_per_block()):
             group = self._mixed(chunk, self.whitened_rows(chunk)[0]).flatten(0, 1)
-            kept -= group.T @ group
+            kept -= (group.T @ group).double().cpu()
         if share:
             kept -= share * torch.diag(self.inverse_spectrum[0])
         return kept[None]
 
     def own_outputs(self, rows, states):
         values = self.row_design(rows)
-        return torch.einsum("bcp,pb->bc", values, states[0].to(values.dtype)).double()[None]
+        return torch.einsum("bcp,pb->bc", values, states[0].to(values)).double().cpu()[None]
 
     def outputs(self, design, state):
         flat = design.flatten(0, 1)
-        return (flat @ state[0].to(flat.dtype)).double().view(1, *design.shape[:2], -1)
+        return (flat @ state[0].to(flat)).double().cpu().view(1, *design.shape[:2], -1)
 
     def output_changes(self, design, state):
         return self.outputs(design, state)[0].transpose(1, 2)
@@ -183,24 +183,24 @@ class NystromCurvature(TangentCurvature):
     def residual_states(self, rows, leave_one_out, states, *, first_order=False):
         """Return what `residual` is multiplied by for single removals, (n C, m)."""
         result = -self._bent(states)
-        own = leave_one_out.coefficients[0, rows].to(result.dtype)
+        own = leave_one_out.coefficients[0, rows].to(result)
         outputs = torch.arange(result.shape[1])
         result[rows[:, None], outputs, torch.arange(len(rows))[:, None]] += own
         ridge = self.ridge[0].expand(len(rows))
         if self.shares is not None and not first_order:
             ridge = ridge - self.shares[rows]
-        return (result / ridge.to(result.dtype)).flatten(0, 1)
+        return (result / ridge.to(result)).flatten(0, 1)
 
     def _bent(self, states):
         """Return the curvatures times the outputs of all rows under states, (n, C, m)."""
         values = self.features.values
-        moved = (values.flatten(0, 1) @ states[0].to(values.dtype)).view(*values.shape[:2], -1)
-        root = self.expansion.root[0].to(values.dtype)
+        moved = (values.flatten(0, 1) @ states[0].to(values)).view(*values.shape[:2], -1)
+        root = self.expansion.root[0].to(values)
         return root @ (root.mT @ moved)
 
     def remove(self, rows, *, first_order=False):
         state = super().remove(rows, first_order=first_order)
-        gradient = -self._bent(state).double()
+        gradient = -self._bent(state).double().cpu()
         own = self.expansion.gradient[0, rows, :, None]
         gradient[rows] = own + gradient[rows] if first_order else own
         ridge = self.ridge[0] - (0.0 if first_order else self.group_share(rows))
@@ -208,8 +208,8 @@ class NystromCurvature(TangentCurvature):
 
     def edit(self, rows, gradient_change, curvature_change):
         state = super().edit(rows, gradient_change, curvature_change)
-        gradient = -self._bent(state).double()
+        gradient = -self._bent(state).double().cpu()
         gradient[rows] -= gradient_change[0, :, :, None]
         if curvature_change is not None:
-            gradient[rows] -= curvature_change[0] @ self.row_design(rows).double() @ state[0]
+            gradient[rows] -= curvature_change[0] @ self.row_design(rows).double().cpu() @ state[0]
         return torch.cat([state, (gradient / self.ridge[0]).flatten(0, 1)[None]], 1)

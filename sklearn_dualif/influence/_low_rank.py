@@ -137,16 +137,16 @@ class LowRankTangent:
         """Return the estimated relative error of first-order scores on the queries' losses."""
         features = self.problem.features.take(self.queries)
         target = features.heads(self.directions)
-        column = self.heads.gram(target).double()
+        column = self.heads.gram(target).double().cpu()
         design = self.design.design(features, self.directions)
         outputs = self._outputs(self.curvature.solve(design[:, 0].double().T[None]))
         values = self.design.values.view(-1, self.design.values.shape[2])
         free = self.design.basis.network.n_free
-        inside = values[:, free:] @ design[:, 0, free:].to(values.dtype).T
-        outputs = outputs + self._solve(column - self.pivots.mixed(inside).double())
+        inside = values[:, free:] @ design[:, 0, free:].to(values).T
+        outputs = outputs + self._solve(column - self.pivots.mixed(inside).double().cpu())
         n, _, q = self.root.shape
         pulled = self.heads.pull(outputs.view(n, q, -1))
-        product = self.heads.push(pulled).double().flatten(0, 1)
+        product = self.heads.push(pulled).double().cpu().flatten(0, 1)
         ridge = float(self.problem.ridge[0])
         error = self._solve(column - ridge * outputs - product)
         coefficient = self.problem.expansion.coefficient[0].reshape(-1, 1)

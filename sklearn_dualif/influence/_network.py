@@ -292,7 +292,7 @@ class NetworkEngine(InfluenceEngine):
                     outside = curvature.residual_states(
                         rows, self.leave_one_out(order), states, first_order=first
                     )
-                    flat = (rest.flatten(0, 1) @ outside).double()
+                    flat = (rest.flatten(0, 1) @ outside).double().cpu()
                     dz = dz + flat.view(*rest.shape[:2], -1).transpose(1, 2)
                 if linear:
                     yield queries, columns, dz[..., 0]
@@ -313,13 +313,13 @@ class NetworkEngine(InfluenceEngine):
         problem, network = self.problem, self.model.network
         gradient = problem.model.loss.weighted_gradient(problem.y, self.z, problem.weights)
         heads = problem.features.output_heads
-        free = torch.einsum("ncf,nc->nf", heads.free_jacobian.double(), gradient)
-        blocks = heads.diagonal_blocks().double()
+        free = torch.einsum("ncf,nc->nf", heads.free_jacobian.double().cpu(), gradient)
+        blocks = heads.diagonal_blocks().double().cpu()
         squares = torch.einsum("nc,ncd,nd->n", gradient, blocks, gradient).clamp(min=0.0)
         norms = torch.sqrt(squares + (free**2).sum(1))
-        total = heads.pull(gradient[..., None])[:, 0].double()
+        total = heads.pull(gradient[..., None])[:, 0].double().cpu()
         if not problem.centered:
-            total = total + problem.ridge * network.parameters()[0].double()
+            total = total + problem.ridge * network.parameters()[0].double().cpu()
         size = float(torch.sqrt((total**2).sum() + (free.sum(0) ** 2).sum()))
         counted = norms[norms > 0]
         return size / float(counted.median()) if len(counted) else 0.0

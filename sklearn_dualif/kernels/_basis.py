@@ -54,7 +54,7 @@ class KernelBasis:
 
     def __init__(self, pivots, corner, vector):
         self.network = pivots.network
-        self.pivots, self.corner = pivots, corner
+        self.pivots, self.corner = pivots, corner.to(self.network.device)
         vector = vector.to(torch.float64)
         inside = self._inner(pivots.push(vector[:, None])[:, 0])
         rest = vector[:, None] - self._lift_inside(inside)
@@ -76,6 +76,7 @@ class KernelBasis:
         return torch.linalg.solve_triangular(self.corner, products, upper=False)
 
     def _lift_inside(self, coordinates):
+        coordinates = coordinates.to(self.corner)
         weights = torch.linalg.solve_triangular(self.corner.T, coordinates, upper=True)
         return self.pivots.pull(weights[:, None]).to(torch.float64)
 
@@ -99,7 +100,8 @@ class KernelBasis:
     def lift(self, coordinates):
         """Return the parameters (d, m) of coordinates (D, m)."""
         rank = len(self.corner)
-        return self._lift_inside(coordinates[:rank]) + self.outside @ coordinates[rank:]
+        outside = self.outside @ coordinates[rank:].to(self.outside)
+        return (self._lift_inside(coordinates[:rank]) + outside).cpu()
 
 
 class TangentDesign:
@@ -140,7 +142,7 @@ class TangentDesign:
         """Return the fitted parameters as a state, (1, f + D, 1)."""
         penalized, free = self.basis.network.parameters()
         penalized = self.basis.project(penalized)
-        return torch.cat([free.to(torch.float64), penalized])[None, :, None]
+        return torch.cat([free.to(penalized), penalized])[None, :, None].cpu()
 
 
 class NystromDesign(TangentDesign):
@@ -159,13 +161,13 @@ class NystromDesign(TangentDesign):
         self.heads = heads
         inside = self._inside(values)
         left_out = heads.diagonal_blocks() - inside @ inside.mT
-        self.left_out = left_out.double()
+        self.left_out = left_out.double().cpu()
 
     def lift_residual(self, weights):
         """Return the parameters (d, m) that weights (n, C, m) of the training outputs add."""
         values = self._inside(self.values).flatten(0, 1)
-        inside = values.T @ weights.flatten(0, 1).to(values.dtype)
-        return self.heads.pull(weights).double() - self.basis.lift(inside.double())
+        inside = values.T @ weights.flatten(0, 1).to(values)
+        return self.heads.pull(weights).double().cpu() - self.basis.lift(inside.double())
 
     def doubled(self):
         """Return this design with training rows in double precision."""
@@ -191,6 +193,6 @@ class NystromDesign(TangentDesign):
         (t, h, n C) tensor
         """
         left = heads.gram(self.heads)
-        inside = self._inside(design).flatten(0, 1).to(left.dtype)
+        inside = self._inside(design).flatten(0, 1).to(left)
         left -= inside @ self._inside(self.values).flatten(0, 1).T
         return left.view(*design.shape[:2], -1)

@@ -34,7 +34,7 @@ class DenseBlock:
 
     def mixed(self, root):
         """Return the block of the heads ``root^T J``, root (n, C, q)."""
-        return DenseBlock(root.to(self.values.dtype).mT @ self.values, self.target)
+        return DenseBlock(root.to(self.values).mT @ self.values, self.target)
 
     def prepared(self):
         """Return blocks of the same derivatives in the form in which kernels cost least."""
@@ -63,11 +63,11 @@ class DenseBlock:
     def add_pulled(self, result, weights):
         """Add ``sum_ik J_ik w_ik`` for weights (n, h, m) to ``result`` (d, m)."""
         flat = self.values.flatten(0, 1)
-        result[self.target] += flat.T @ weights.flatten(0, 1).to(flat.dtype)
+        result[self.target] += flat.T @ weights.flatten(0, 1).to(flat)
 
     def add_pushed(self, result, direction):
         """Add ``J v`` for directions (d, m) to ``result`` (n, h, m)."""
-        result += self.values @ direction[self.target].to(self.values.dtype)
+        result += self.values @ direction[self.target].to(self.values)
 
     @staticmethod
     def concatenated(blocks):
@@ -120,7 +120,7 @@ class WeightBlock:
         """Return the block of the heads ``root^T J``, root (n, C, q)."""
         n, heads, positions, width = self.sensitivities.shape
         flat = self.sensitivities.reshape(n, heads, -1)
-        mixed = root.to(flat.dtype).mT @ flat
+        mixed = root.to(flat).mT @ flat
         return self._like(self.inputs, mixed.view(n, -1, positions, width))
 
     def prepared(self):
@@ -219,7 +219,7 @@ class WeightBlock:
         """Add ``sum_ik J_ik w_ik`` for weights (n, h, m) to ``result`` (d, m)."""
         n, h, positions, width = self.sensitivities.shape
         flat = self.sensitivities.reshape(n, h, positions * width)
-        combined = weights.to(flat.dtype).mT @ flat
+        combined = weights.to(flat).mT @ flat
         combined = combined.view(n, -1, positions, width).transpose(1, 2)
         combined = combined.reshape(n * positions, -1)
         total = combined.T @ self._dense_inputs().flatten(0, 1)
@@ -236,7 +236,7 @@ class WeightBlock:
     def add_pushed(self, result, direction):
         """Add ``J v`` for directions (d, m) to ``result`` (n, h, m)."""
         n, h, positions, width = self.sensitivities.shape
-        matrices = self._matrices(direction.to(self.sensitivities.dtype), width)
+        matrices = self._matrices(direction.to(self.sensitivities), width)
         moved = self._dense_inputs().flatten(0, 1) @ matrices.flatten(0, 1).T
         moved = (
             moved.view(n, positions, -1, width).transpose(1, 2).reshape(n, -1, positions * width)

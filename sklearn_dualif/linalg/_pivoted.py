@@ -30,7 +30,7 @@ def pivoted_cholesky(matrix, tolerance, *, relative=0.0):
     Those below the tolerance, below ``relative`` times the largest, or below what rounding leaves
     are left out.
     """
-    a = matrix.to(torch.float64).numpy()
+    a = matrix.to(torch.float64).cpu().numpy()
     relative = max(relative, len(a) * np.finfo(float).eps)
     tolerance = max(tolerance, relative * float(a.diagonal().max()))
     factor, pivots, rank, _ = lapack.dpstrf(a.T, lower=1, tol=tolerance)
