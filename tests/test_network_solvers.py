@@ -10,11 +10,14 @@ from network_references import dense_jacobian, dense_outputs, linearise, loss_pi
 from scipy.special import softmax
 from sklearn.base import clone
 from sklearn.datasets import load_diabetes, load_digits, load_iris
+from sklearn.frozen import FrozenEstimator
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LinearRegression, LogisticRegression, PoissonRegressor, Ridge
+from sklearn.neural_network import MLPRegressor
+from sklearn.preprocessing import scale
 
 from sklearn_dualif import InfluenceEstimator, TorchModel
-from sklearn_dualif.exceptions import InfluenceWarning
+from sklearn_dualif.exceptions import InfluenceWarning, NotStationaryWarning
 from sklearn_dualif.linalg import RandomPivots, pivoted_cholesky
 from sklearn_dualif.objectives import Loss
 
@@ -164,6 +167,22 @@ def test_pivoted_cholesky_finds_the_rank():
     assert len(factor.pivots) == 4
     corner = factor.corner @ factor.corner.T
     np.testing.assert_allclose(corner, kernel[factor.pivots][:, factor.pivots], atol=1e-12)
+
+
+def test_a_ridge_too_small_for_any_linearisation_is_said():
+    X, y = load_diabetes(return_X_y=True)
+    X, y = scale(X[:100]), scale(y[:100])
+    model = MLPRegressor(
+        hidden_layer_sizes=(10,), alpha=1e-4, solver="lbfgs", max_iter=20_000, random_state=0
+    )
+    influence = InfluenceEstimator(FrozenEstimator(model.fit(X, y)))
+    with (
+        pytest.warns(NotStationaryWarning),
+        pytest.warns(InfluenceWarning, match=r"ridge 0.0001 of MLPRegressor .* larger weight"),
+    ):
+        influence.fit(X, y)
+    influence.set_params(ridge=1.0).fit(X, y)
+    assert np.abs(influence.influence(X, y)).max() < 10
 
 
 # Single precision

@@ -24,6 +24,7 @@ from ._low_rank import LowRankTangent
 from ._problem import TrainingProblem, minimise
 
 _DAMPING = 0.01
+_LOOSE = 1e-3
 _NOT_STATIONARY = 0.1
 _LEFT_OUT = 1e-11
 _DESIGN_DOUBLES = 2**26
@@ -117,10 +118,12 @@ def build_network_problem(
     z = model.outputs(features)
     expansion = model.expand(targets, z, weights)
     root = (empirical_fisher(expansion, weights) if fisher else expansion).root[0]
+    eigenvalue = _mean_eigenvalue(features, root)
     centered = float(ridge[0]) == 0.0
     if centered:
-        ridge = torch.full_like(ridge, _own_damping(model, features, root, damping))
+        ridge = torch.full_like(ridge, _own_damping(model, eigenvalue, damping))
         damping = None
+    _warn_if_loose(model, float(ridge[0]) if damping is None else damping, eigenvalue)
     form = _choose_form(model, features, root.shape[2], solver, accuracy.memory_limit)
     problem = NetworkProblem(
         model=model,
@@ -137,12 +140,31 @@ def build_network_problem(
     return problem, None if damping is None else torch.full_like(ridge, damping)
 
 
-def _own_damping(model, features, root, damping):
+def _mean_eigenvalue(features, root):
+    """Return the mean eigenvalue of the root-weighted kernel."""
+    blocks = features.output_heads.mixed(root).diagonal_blocks()
+    return float(blocks.diagonal(dim1=1, dim2=2).double().mean())
+
+
+def _warn_if_loose(model, ridge, eigenvalue):
+    """Warn of a ridge that lets single rows move the network beyond its linearisation."""
+    if ridge >= _LOOSE * eigenvalue:
+        return
+    warnings.warn(
+        f"The ridge {ridge:.3g} of {type(model.estimator).__name__} is {ridge / eigenvalue:.1g} of "
+        "its kernel's mean eigenvalue: so small that single rows move the network further than "
+        "any linearisation holds. Train it with a larger weight decay (alpha), or set a larger "
+        "ridge=, chosen by comparing with refits.",
+        InfluenceWarning,
+        stacklevel=2,
+    )
+
+
+def _own_damping(model, eigenvalue, damping):
     """Return the ridge of a network without weight decay, and say so if it was not given."""
     if damping is not None:
         return damping
-    blocks = features.output_heads.mixed(root).diagonal_blocks()
-    ridge = _DAMPING * float(blocks.diagonal(dim1=1, dim2=2).double().mean())
+    ridge = _DAMPING * eigenvalue
     warnings.warn(
         f"{type(model.estimator).__name__} was trained without weight decay on the parameters that "
         f"may move, so its optimum does not say how far they go. A damping of {ridge:.3g} (0.01 of "
