@@ -100,6 +100,8 @@ class KernelDual:
         flat = design.flatten(0, 1) @ state[0]
         return flat.view(*design.shape[:2], -1).transpose(1, 2)
 
+    residual_width = 0
+
     def residual(self, heads, design):
         """Return None: nothing of the kernel is left out."""
         return None

@@ -13,6 +13,7 @@ from ..linalg import append_rows, whiten_ridge, whiten_triangle
 from ._primal import PrimalCurvature
 
 _BLOCK_DOUBLES = 2**23
+_ROW_DOUBLES = 2**25
 
 
 class TangentCurvature(PrimalCurvature):
@@ -141,10 +142,12 @@ class TangentCurvature(PrimalCurvature):
         return self.outputs(design, state)[0].transpose(1, 2)
 
     def _rows_per_block(self):
-        return max(1, min(self.n_rows, _BLOCK_DOUBLES // (self.map_rows * self.layout.n_outputs)))
+        return max(1, min(self.n_rows, _ROW_DOUBLES // (self.map_rows * self.layout.n_outputs)))
 
     def columns_per_block(self):
         return max(1, min(self.n_rows, _BLOCK_DOUBLES // self.map_rows))
+
+    residual_width = 0
 
     def residual(self, heads, design):
         """Return what the coordinates leave of the kernel of heads with the training rows."""
@@ -176,6 +179,11 @@ class NystromCurvature(TangentCurvature):
         design = self.design_of(heads)
         rest = self.residual(heads, design)
         return torch.cat([design, rest.to(design.dtype)], 2)
+
+    @property
+    def residual_width(self):
+        """Columns of `residual`: outputs of the training rows."""
+        return self.n_rows * self.layout.n_outputs
 
     def residual(self, heads, design):
         return self.features.residual(heads, design)

@@ -27,7 +27,7 @@ _DAMPING = 0.01
 _LOOSE = 1e-3
 _NOT_STATIONARY = 0.1
 _LEFT_OUT = 1e-11
-_DESIGN_DOUBLES = 2**26
+_DESIGN_DOUBLES = 2**28
 _TILE_DOUBLES = 2**17
 _LARGEST_DIRECT = 4000
 
@@ -294,7 +294,8 @@ class NetworkEngine(InfluenceEngine):
     def _stream(self, features, y, objective, order):
         """Yield (queries, columns, effects) of some queries and single removals at a time."""
         curvature = self._curvature_for(order)
-        size = self.z.shape[1] * (curvature.n_free + curvature.width)
+        size = curvature.n_free + curvature.width + curvature.residual_width
+        size *= 1 if order == "first" or objective.linear else self.z.shape[1]
         n = features.shape[0]
         tall = max(1, min(n, self.batch_size or n, _DESIGN_DOUBLES // size))
         first = order == "first"

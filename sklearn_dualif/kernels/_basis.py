@@ -194,5 +194,5 @@ class NystromDesign(TangentDesign):
         """
         left = heads.gram(self.heads)
         inside = self._inside(design).flatten(0, 1).to(left)
-        left -= inside @ self._inside(self.values).flatten(0, 1).T
+        left.addmm_(inside, self._inside(self.values).flatten(0, 1).T, alpha=-1.0)
         return left.view(*design.shape[:2], -1)

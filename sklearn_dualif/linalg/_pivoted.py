@@ -103,8 +103,10 @@ class RandomPivots:
         return self
 
     def _reserve(self, rank):
-        if rank > self._buffer.shape[1]:
-            buffer = self._buffer.new_empty(len(self._buffer), rank)
+        size = self._buffer.shape[1]
+        if rank > size:
+            # By half as much again, so that growing in small steps copies little.
+            buffer = self._buffer.new_empty(len(self._buffer), max(rank, size + size // 2))
             buffer[:, : self.rank] = self.factor
             self._buffer = buffer
 
