@@ -146,6 +146,9 @@ class InfluenceEstimator(
     of the parameters is therefore brought to the optimum; the wrapped model and its predictions
     stay as fitted.
 
+    The objects passed to `fit` are kept by reference, for `metrics.removal_fidelity`, and are part
+    of a pickle.
+
     A net of skorch is given its rows in the precision of its module and its labels as numbers, so
     that both may be any; the net itself, in ``estimator_`` or from `unlearn`, predicts numbers. In
     a `Pipeline` the step before it has to give that precision, as

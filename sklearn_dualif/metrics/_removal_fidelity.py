@@ -1,0 +1,493 @@
+"""How well predicted effects of removing groups of rows agree with refits without them."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
+from sklearn.utils import _safe_indexing, check_random_state, get_tags, indexable
+from sklearn.utils.metaestimators import _safe_split
+from sklearn.utils.parallel import Parallel, delayed
+from sklearn.utils.validation import _check_method_params, _num_samples, check_is_fitted
+
+from .._estimator import InfluenceEstimator
+from .._fitting import fit_influence
+from ..exceptions import InfluenceWarning
+from ..models import TorchModel, as_model_function, final_estimator, is_frozen
+
+_RESAMPLES = 2000
+_COVERAGE = 0.95
+_ROUNDING = 1e-13
+_UNMOVED = 1e-8
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RemovalFidelity:
+    r"""Agreement of predicted with refitted effects of removing groups of rows together.
+
+    As a number, in ``float()`` or as what a scorer returns, it is `r2`.
+
+    Attributes
+    ----------
+    r2 : float
+        Share of the variation of the refitted effects that the predicted ones account for,
+        :math:`1 - \sum (r - p)^2 / \sum (r - \bar r)^2`: 1 where they are equal. Below 0 where
+        the mean refitted effect would have been the better prediction.
+    slope : float
+        Of the least-squares line of refitted on predicted effects, with an intercept: 1 where the
+        sizes are right, below 1 where the predictions are too large; 0 where they are all equal.
+    pearson : float
+        Correlation of the two; 0 where the predicted effects are all equal.
+    r2_interval, slope_interval, pearson_interval : (low, high) of float
+        95 % percentile intervals of a bootstrap over the groups. The queries are taken as given.
+        Rough below some 20 groups.
+    ridge : float or (n_outputs,) array
+        Of the curvature that the predictions used, in sum form.
+    predicted, refitted : (n_groups, n_queries) array
+        Effects on the objective of each query, in its units.
+    groups : (n_groups, group_size) array of int
+        Positions of the removed rows, sorted.
+    by_ridge : mapping of float to RemovalFidelity
+        With ``ridges``: the agreement of each, in their order; this object is the one of the
+        highest `r2`. Else empty.
+    """
+
+    r2: float
+    r2_interval: tuple[float, float]
+    slope: float
+    slope_interval: tuple[float, float]
+    pearson: float
+    pearson_interval: tuple[float, float]
+    ridge: float | np.ndarray
+    predicted: np.ndarray = field(repr=False)
+    refitted: np.ndarray = field(repr=False)
+    groups: np.ndarray = field(repr=False)
+    by_ridge: Mapping = field(default_factory=dict, repr=False)
+
+    def item(self):
+        """Return `r2`, as scikit-learn asks of what a scorer returns."""
+        return self.r2
+
+    def __float__(self):
+        return self.r2
+
+
+def removal_fidelity(
+    influence_estimator,
+    X,
+    y=None,
+    *,
+    n_groups=10,
+    fraction=0.1,
+    ridges=None,
+    objective=None,
+    order=None,
+    random_state=None,
+    n_jobs=None,
+):
+    r"""Compare predicted with refitted effects of removing random groups of training rows.
+
+    For each group the wrapped estimator is cloned and fitted on the other rows, and the effect of
+    that on each query's objective is set beside the one that `InfluenceEstimator.removal_effect`
+    predicts. Effects are pooled over groups and queries.
+
+    Parameters
+    ----------
+    influence_estimator : InfluenceEstimator
+        Fitted, around an estimator that can be fitted again.
+    X : array-like, (n_queries, n_features)
+        Query rows.
+    y : array-like, (n_queries,) or (n_queries, n_outputs), optional
+        Their targets, for the objectives "loss" and "margin".
+    n_groups : int, default=10
+        Number of groups, each drawn from all rows; 3 or more. As many refits are made.
+    fraction : float, default=0.1
+        Share of the training rows in each group, between 0 and 1. Rows of weight 0 are not
+        counted. The last row of a class is never drawn.
+    ridges : sequence of float, optional
+        Ridges to compare, in units of the objective
+        :math:`\sum_i w_i \ell_i + \tfrac12 \mathrm{ridge}\,\|\theta\|^2`. Each damps the curvature
+        at the parameters as fitted; the refits are made once and serve all of them. None: the
+        estimator's own.
+    objective : {"loss", "prediction", "margin"} or Loss, optional
+        Instead of the estimator's own.
+    order : {"newton", "first", "exact"}, optional
+        Instead of the estimator's own. "exact" ends at the optimum of the model's own objective,
+        whatever the ridge of the curvature, so that it cannot choose between ``ridges``; for
+        squared loss and networks without weight decay the ridge counts.
+    random_state : int, RandomState instance or None, default=None
+        Draws the groups and the resamples of the intervals. Refits have the ``random_state`` that
+        the wrapped estimator has.
+    n_jobs : int or None, default=None
+        Refits at a time, through joblib. Nets of skorch need processes, its default: threads
+        share torch's random generator.
+
+    Returns
+    -------
+    RemovalFidelity
+        With ``ridges`` that of the ridge with the highest R², the others in its ``by_ridge``.
+
+    Raises
+    ------
+    NotFittedError
+        If ``influence_estimator`` was not fitted.
+    TypeError
+        If it is no `InfluenceEstimator`.
+    ValueError
+        If ``n_groups``, ``fraction`` or ``ridges`` are out of range, if the wrapped model cannot be
+        fitted again (a `TorchModel`) or would hold out other rows (a net with a ``train_split``),
+        if X and y are no queries of it, if effects overflow, or if the refitted effects or the
+        predictions of all ridges are the same.
+
+    See Also
+    --------
+    InfluenceEstimator.removal_effect : The prediction for one group.
+
+    Notes
+    -----
+    With :math:`p_{gt}` and :math:`r_{gt}` the predicted and the refitted effects of group
+    :math:`g` on query :math:`t`, and :math:`\bar r` the mean of all :math:`r_{gt}`,
+
+    .. math:: R^2 = 1 - \sum_{gt} (r_{gt} - p_{gt})^2 \Big/ \sum_{gt} (r_{gt} - \bar r)^2 .
+
+    A refitted effect is the objective under the refit minus the objective under the model as it
+    was fitted. Whatever makes the two differ besides the rows lowers the agreement:
+
+    - Solvers that stop early. Give the wrapped estimator a small ``tol``, and an integer
+      ``random_state`` if it has one. Nets of skorch start where the fit started: the state of
+      torch's random generator is kept.
+    - What effects hold fixed and a refit does not: fitted transformers of a `Pipeline`, balanced
+      class weights, hyperparameters that the estimator or a search chooses. To hold the choice of a
+      search fixed, wrap its ``best_estimator_``.
+    - A frozen model that was trained on other rows, or from another start. It is the estimator
+      inside that is cloned.
+
+    The training rows, their targets and the fit parameters are the objects that were passed to
+    `fit`; the influence estimator keeps references to them, and its pickles contain them.
+
+    As ``scoring=`` of a search or of `sklearn.model_selection.cross_validate` the function gives
+    its R² on the held-out rows; bind options with `functools.partial`. Each ridge of a search fits
+    another model: to choose a damping for one model, use ``ridges``.
+
+    References
+    ----------
+    .. [1] P. W. Koh, K.-S. Ang, H. Teo and P. Liang, "On the Accuracy of Influence Functions for
+       Measuring Group Effects", NeurIPS 2019.
+    .. [2] S. Basu, P. Pope and S. Feizi, "Influence Functions in Deep Learning Are Fragile",
+       ICLR 2021.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_wine
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.preprocessing import scale
+    >>> from sklearn_dualif import InfluenceEstimator
+    >>> from sklearn_dualif.metrics import removal_fidelity
+    >>> X, y = load_wine(return_X_y=True)
+    >>> X = scale(X)
+    >>> influence = InfluenceEstimator(LogisticRegression(tol=1e-8)).fit(X[::2], y[::2])
+    >>> fidelity = removal_fidelity(influence, X[1::2], y[1::2], random_state=0)
+    >>> fidelity.predicted.shape
+    (10, 89)
+    >>> fidelity.r2 > 0.95
+    True
+    >>> ridges = [0.01, 0.1, 1.0, 10.0, 100.0]
+    >>> removal_fidelity(influence, X[1::2], y[1::2], ridges=ridges, random_state=0).ridge
+    1.0
+    """
+    if not isinstance(influence_estimator, InfluenceEstimator):
+        raise TypeError(
+            "removal_fidelity needs a fitted InfluenceEstimator; got "
+            f"{type(influence_estimator).__name__}. Wrap the model in one."
+        )
+    check_is_fitted(influence_estimator)
+    _check_sizes(n_groups, fraction)
+    ridges = None if ridges is None else _checked_ridges(ridges)
+    refits = _Refits.of(influence_estimator)
+    generator = check_random_state(random_state)
+    groups = _draw_groups(influence_estimator, n_groups, fraction, generator)
+    resamples = _draw_resamples(n_groups, generator)
+    question = (groups, X, y, objective, order)
+    if ridges is None:
+        predictions = [(influence_estimator.ridge_, _predicted(influence_estimator, *question))]
+    else:
+        predictions = [
+            (ridge, _predicted(_damped(influence_estimator, ridge), *question)) for ridge in ridges
+        ]
+        _check_ridges_matter(predictions)
+    refitted = _refitted(influence_estimator, refits, *question, n_jobs=n_jobs)
+    results = [
+        RemovalFidelity(
+            ridge=ridge,
+            predicted=predicted,
+            refitted=refitted,
+            groups=groups,
+            **_agreement(predicted, refitted, resamples),
+        )
+        for ridge, predicted in predictions
+    ]
+    by_ridge = {} if ridges is None else {result.ridge: result for result in results}
+    return replace(max(results, key=float), by_ridge=by_ridge)
+
+
+def _check_sizes(n_groups, fraction):
+    if isinstance(n_groups, bool) or not isinstance(n_groups, Integral) or n_groups < 3:
+        raise ValueError(
+            f"n_groups={n_groups!r} must be a whole number of at least 3: the intervals are over "
+            "groups."
+        )
+    if isinstance(fraction, bool) or not isinstance(fraction, Real) or not 0 < fraction < 1:
+        raise ValueError(
+            f"fraction={fraction!r} must be a number between 0 and 1: the share of the training "
+            "rows in each group."
+        )
+
+
+def _checked_ridges(ridges):
+    if isinstance(ridges, str) or np.ndim(ridges) != 1 or len(ridges) == 0:
+        raise ValueError(
+            f"ridges={ridges!r} must be a sequence of at least one finite number >= 0; for the "
+            "estimator's own ridge leave ridges=None."
+        )
+    for ridge in ridges:
+        number = isinstance(ridge, Real) and not isinstance(ridge, bool)
+        if not (number and np.isfinite(ridge) and ridge >= 0):
+            raise ValueError(
+                f"ridges has {ridge!r}; each must be a finite number >= 0, the strength of a "
+                "penalty in sum form."
+            )
+    return [float(ridge) for ridge in ridges]
+
+
+def _check_ridges_matter(predictions):
+    ridges = {ridge for ridge, _ in predictions}
+    effects = np.stack([predicted for _, predicted in predictions])
+    if len(ridges) > 1 and np.ptp(effects, 0).max() <= _UNMOVED * np.abs(effects).max():
+        raise ValueError(
+            f"The ridges {sorted(ridges)} all predict the same effects, so that none is better "
+            "than another. order='exact' ends at the optimum of the model's own objective, "
+            "whatever the ridge of the curvature: choose by order='newton'. Or compare ridges that "
+            "are further apart."
+        )
+
+
+# Groups of rows --------------------------------------------------------------------------------
+
+
+def _draw_groups(influence, n_groups, fraction, generator):
+    """Return positions (n_groups, group_size) of rows with weight, of no class the last one."""
+    rows = np.flatnonzero(influence._sample_weight > 0)
+    targets = influence._engine.model.targets
+    codes = np.zeros(len(rows), dtype=int)
+    if targets.classes is not None:
+        codes = targets.index(np.ravel(influence._y_train))[rows]
+    n_kept = len(np.unique(codes))
+    size = max(1, round(fraction * len(rows)))
+    if size > len(rows) - n_kept:
+        reason = "one must stay" if targets.classes is None else "one of each class must stay"
+        raise ValueError(
+            f"fraction={fraction!r} of {len(rows)} training rows is {size}, but {reason}, so that "
+            f"at most {len(rows) - n_kept} can be removed. Lower it."
+        )
+    return np.array([_draw_group(rows, codes, size, generator) for _ in range(n_groups)])
+
+
+def _draw_group(rows, codes, size, generator):
+    shuffled = generator.permutation(len(rows))
+    _, last_of_class = np.unique(codes[shuffled][::-1], return_index=True)
+    removable = np.delete(shuffled, len(rows) - 1 - last_of_class)
+    return np.sort(rows[removable[:size]])
+
+
+def _draw_resamples(n_groups, generator):
+    """Return how often each resample holds each group, (m, n_groups); two groups at least."""
+    counts = generator.multinomial(n_groups, np.full(n_groups, 1.0 / n_groups), size=_RESAMPLES)
+    return counts[counts.max(1) < n_groups]
+
+
+# Effects ---------------------------------------------------------------------------------------
+
+
+def _damped(influence, ridge):
+    """Return the influence estimator of the same fitted model with another curvature ridge."""
+    options = influence.get_params(deep=False)
+    options |= {"estimator": FrozenEstimator(influence.estimator_), "ridge": ridge}
+    if influence.order == "exact":
+        options["order"] = "newton"  # what `fit` computes of single rows is not asked for here
+    damped = InfluenceEstimator(**options)
+    rows, targets = influence._X_train, influence._y_train
+    with warnings.catch_warnings():
+        # Of the model, its own fit has warned; whether a ridge is any good is the question here.
+        warnings.simplefilter("ignore", InfluenceWarning)
+        fit_influence(damped, rows, targets, None, None, influence._fit_params)
+    return damped
+
+
+def _predicted(influence, groups, X, y, objective, order):
+    """Return the predicted effects (n_groups, n_queries) of removing each group."""
+    chosen, order = influence._choices(objective, order)
+    features, targets = influence._queries(X, y, chosen)
+    engine = influence._engine
+    states = [engine.removal_state(torch.from_numpy(group), order) for group in groups]
+    effects = engine.state_effects(torch.cat(states, -1), features, targets, chosen, order)
+    return _checked_effects(effects.T.numpy(), "predicted")
+
+
+def _checked_effects(effects, kind):
+    if not np.isfinite(effects).all():
+        raise ValueError(
+            f"Some {kind} effects are not finite: the objective overflows on these queries. Pass "
+            "queries like the training rows, scale the features, or choose larger ridges."
+        )
+    return effects
+
+
+def _refitted(influence, refits, groups, X, y, objective, order, *, n_jobs):
+    """Return the effects (n_groups, n_queries) of refits without each group."""
+    chosen, _ = influence._choices(objective, order)
+    features, targets = influence._queries(X, y, chosen)
+    z = influence._engine.model.outputs(features)
+    moved = Parallel(n_jobs=n_jobs)(delayed(refits.outputs)(group, X) for group in groups)
+    dz = torch.from_numpy(np.stack(moved, 1)) - z.unsqueeze(1)
+    effects = _checked_effects(chosen.change(z, dz, targets).T.numpy(), "refitted")
+    if np.ptp(effects) <= _ROUNDING * np.abs(effects).max():
+        raise ValueError(
+            f"Removing {groups.shape[1]} rows has the same effect of {effects.flat[0]:.3g} on all "
+            f"queries in all {len(groups)} refits, so there is no variation to predict. Raise "
+            "fraction, or pass other queries."
+        )
+    return effects
+
+
+@dataclass(frozen=True)
+class _Refits:
+    """Fits of the wrapped estimator without some of its rows.
+
+    Attributes
+    ----------
+    estimator : estimator
+        Not fitted.
+    conversion : Conversion
+        From the caller's data to those of the estimator.
+    X, y, fit_params
+        As they were passed to `InfluenceEstimator.fit`.
+    torch_state : tensor
+        State of torch's random generator at the fit.
+    options : dict
+        How networks are evaluated.
+    """
+
+    estimator: object
+    conversion: object
+    X: object
+    y: object
+    fit_params: dict
+    torch_state: torch.Tensor
+    options: dict
+
+    @classmethod
+    def of(cls, influence):
+        """Return the refits of an influence estimator; raise if its model has none."""
+        X, y = indexable(influence._X_train, influence._y_train)
+        _check_refittable(influence)
+        return cls(
+            _unfitted(influence.estimator_),
+            influence._conversion,
+            X,
+            y,
+            influence._fit_params,
+            influence._torch_state,
+            {"dtype": influence.dtype, "device": influence.device},
+        )
+
+    def outputs(self, removed, X):
+        """Return the outputs (n_queries, n_latent) of the refit without some rows."""
+        kept = np.setdiff1d(np.arange(_num_samples(self.X)), removed)
+        rows, targets = _safe_split(self.estimator, self.X, self.y, kept)
+        if get_tags(self.estimator).input_tags.pairwise:
+            X = _safe_indexing(X, kept, axis=1)
+        fit_params = _check_method_params(self.X, self.fit_params, kept)
+        estimator = clone(self.estimator)
+        with torch.random.fork_rng([]):
+            torch.set_rng_state(self.torch_state)
+            estimator.fit(
+                self.conversion.rows(rows), self.conversion.targets(targets), **fit_params
+            )
+        model = as_model_function(estimator).prepared(rows, **self.options)
+        return model.outputs(model.features(X)).numpy()
+
+
+def _check_refittable(influence):
+    estimator = influence.estimator_
+    name = type(final_estimator(estimator)).__name__
+    if isinstance(final_estimator(estimator), TorchModel):
+        raise ValueError(
+            "A TorchModel is trained by its owner and cannot be fitted again without some rows. "
+            "Wrap a net of skorch, or compare InfluenceEstimator.removal_effect with modules "
+            "that you train without the rows."
+        )
+    if is_frozen(_unfitted(estimator)):
+        raise ValueError(
+            f"The {name} inside {type(estimator).__name__} is frozen where it cannot be taken out "
+            "and fitted again. Wrap it outside of the search."
+        )
+    conversion = influence._conversion
+    rows, targets = conversion.rows(influence._X_train), conversion.targets(influence._y_train)
+    if influence._engine.model.times_trained(rows, targets) is not None:
+        raise ValueError(
+            f"{name} holds out rows by its train_split, and would hold out others when some are "
+            "removed. Set train_split=None, or skorch.helper.predefined_split(dataset)."
+        )
+
+
+def _unfitted(estimator):
+    """Return a clone whose final estimator is not frozen."""
+    if isinstance(estimator, FrozenEstimator):
+        return _unfitted(estimator.estimator)
+    unfitted = clone(estimator)
+    if isinstance(estimator, Pipeline):
+        name, last = estimator.steps[-1]
+        unfitted.set_params(**{name: _unfitted(last)})
+    return unfitted
+
+
+# Agreement -------------------------------------------------------------------------------------
+
+
+def _agreement(predicted, refitted, resamples):
+    """Return the measures of `RemovalFidelity` and their intervals by name."""
+    sums = _group_sums(predicted, refitted)
+    values = _measures(np.ones((1, len(sums))) @ sums)
+    spread = _measures(resamples @ sums)
+    result = {}
+    for name, value in values.items():
+        low, high = np.quantile(spread[name], [0.5 - _COVERAGE / 2, 0.5 + _COVERAGE / 2])
+        result[name] = float(value[0])
+        result[f"{name}_interval"] = (float(low), float(high))
+    return result
+
+
+def _group_sums(predicted, refitted):
+    """Return what the measures need of each group, (n_groups, 7), about the common means."""
+    p = predicted - predicted.mean() if np.ptp(predicted) else np.zeros_like(predicted)
+    r = refitted - refitted.mean()
+    error = refitted - predicted
+    parts = (np.ones_like(p), p, r, p * p, p * r, r * r, error * error)
+    return np.stack([part.sum(1) for part in parts], 1)
+
+
+def _measures(sums):
+    """Return R², slope and correlation, (m,) each, of sums (m, 7) of `_group_sums`."""
+    sums = sums[sums[:, 5] * sums[:, 0] > sums[:, 2] ** 2]
+    n, p, r, pp, pr, rr, error = sums.T
+    predicted, refitted, common = pp - p * p / n, rr - r * r / n, pr - p * r / n
+    varies = predicted > 0
+    slope, pearson = np.zeros_like(n), np.zeros_like(n)
+    np.divide(common, predicted, out=slope, where=varies)
+    np.divide(common, np.sqrt(predicted * refitted), out=pearson, where=varies)
+    return {"r2": 1.0 - error / refitted, "slope": slope, "pearson": np.clip(pearson, -1.0, 1.0)}
