@@ -148,7 +148,7 @@ def _mean_eigenvalue(features, root):
 
 def _warn_if_loose(model, ridge, eigenvalue):
     """Warn of a ridge that lets single rows move the network beyond its linearisation."""
-    if ridge >= _LOOSE * eigenvalue:
+    if model.network.is_linear or ridge >= _LOOSE * eigenvalue:
         return
     warnings.warn(
         f"The ridge {ridge:.3g} of {type(model.estimator).__name__} is {ridge / eigenvalue:.1g} of "

@@ -328,6 +328,26 @@ class Network:
                 f"The derivatives of {name} by {sorted(wrong)} differ between one row and several "
                 "at once. Use layers that treat each row by itself in eval mode."
             )
+        self.is_linear = self._is_linear(inputs, z.detach())
+
+    def _is_linear(self, inputs, z):
+        """Tell whether outputs move by the derivatives under a large change of the parameters."""
+        generator = torch.Generator().manual_seed(1)
+        current, moved, change = dict(self.module.named_parameters()), {}, torch.zeros_like(z)
+        directions = {
+            False: torch.zeros(self.n_penalized, 1, dtype=self.dtype, device=self.device),
+            True: torch.zeros(self.n_free, 1, dtype=self.dtype, device=self.device),
+        }
+        for name, place in self.places.items():
+            value = current[name]
+            step = torch.randn(value.shape, generator=generator).to(value) * (1.0 + value.abs())
+            moved[name] = value + step
+            directions[place.free][place.target, 0] = step.flatten() / place.scale
+        for blocks, free in zip(self.derivatives(inputs), (False, True), strict=True):
+            for block in blocks:
+                block.add_pushed(change.unsqueeze(-1), directions[free])
+        gap = (self._call(inputs, moved) - z - change).abs().max()
+        return bool(gap <= 100 * _TOLERANCE[self.dtype] * change.abs().max())
 
     def _alone_as_together(self, inputs, together):
         """Tell whether a row by itself has the outputs that it has among others."""
