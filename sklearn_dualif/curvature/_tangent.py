@@ -177,47 +177,56 @@ class NystromCurvature(TangentCurvature):
             return super().design(features)
         heads = features.heads()
         design = self.design_of(heads)
-        rest = self.residual(heads, design)
+        rest = self.features.residual(heads, design)
         return torch.cat([design, rest.to(design.dtype)], 2)
 
     @property
     def residual_width(self):
-        """Columns of `residual`: outputs of the training rows."""
-        return self.n_rows * self.layout.n_outputs
+        """Columns of the kernel that `residual` needs."""
+        return self.n_rows * self.expansion.root.shape[-1]
 
     def residual(self, heads, design):
-        return self.features.residual(heads, design)
+        kernel = self.features.residual(heads, design)
+        values = self.features.values
+        weighted = self._mixed(slice(None), values).flatten(0, 1)
+        folded = (kernel.flatten(0, 1) @ weighted).view(*design.shape[:2], -1)
+        return kernel.unflatten(2, (self.n_rows, -1)), folded
 
-    def residual_states(self, rows, leave_one_out, states, *, first_order=False):
-        """Return what `residual` is multiplied by for single removals, (n C, m)."""
-        result = -self._bent(states)
-        own = leave_one_out.coefficients[0, rows].to(result)
-        outputs = torch.arange(result.shape[1])
-        result[rows[:, None], outputs, torch.arange(len(rows))[:, None]] += own
+    def residual_changes(self, rest, rows, leave_one_out, states, *, first_order=False):
+        """Return what `residual` adds to changes under single removals of ``rows``, (t, h, m)."""
+        kernel, folded = rest
+        own = self._source(rows, leave_one_out.coefficients[0, rows]).to(kernel)
+        change = torch.einsum("thmq,mq->thm", kernel[:, :, rows], own).double().cpu()
+        moved = self.outputs(folded, states)[0]
         ridge = self.ridge[0].expand(len(rows))
         if self.shares is not None and not first_order:
             ridge = ridge - self.shares[rows]
-        return (result / ridge.to(result)).flatten(0, 1)
+        return (change - moved) / ridge
 
-    def _bent(self, states):
-        """Return the curvatures times the outputs of all rows under states, (n, C, m)."""
-        values = self.features.values
-        moved = (values.flatten(0, 1) @ states[0].to(values)).view(*values.shape[:2], -1)
-        root = self.expansion.root[0].to(values)
-        return root @ (root.mT @ moved)
+    def _source(self, rows, output_gradients):
+        """Return ``v`` (b, q) with ``S v`` the output gradients (b, C) of rows."""
+        inverse = torch.linalg.pinv(self.expansion.root[0, rows])
+        return (inverse @ output_gradients.unsqueeze(-1))[..., 0]
+
+    def _seen(self, state):
+        """Return the root-weighted outputs of all rows under a state, (n, q)."""
+        moved = self.outputs(self.features.values, state)[0]
+        return (self.expansion.root[0].mT @ moved)[..., 0]
 
     def remove(self, rows, *, first_order=False):
         state = super().remove(rows, first_order=first_order)
-        gradient = -self._bent(state).double().cpu()
-        own = self.expansion.gradient[0, rows, :, None]
-        gradient[rows] = own + gradient[rows] if first_order else own
+        source = -self._seen(state)
+        own = self.expansion.coefficient[0, rows]
+        source[rows] = own + source[rows] if first_order else own
         ridge = self.ridge[0] - (0.0 if first_order else self.group_share(rows))
-        return torch.cat([state, (gradient / ridge).flatten(0, 1)[None]], 1)
+        return torch.cat([state, (source / ridge).reshape(1, -1, 1)], 1)
 
     def edit(self, rows, gradient_change, curvature_change):
         state = super().edit(rows, gradient_change, curvature_change)
-        gradient = -self._bent(state).double().cpu()
-        gradient[rows] -= gradient_change[0, :, :, None]
+        source = -self._seen(state)
+        change = gradient_change[0]
         if curvature_change is not None:
-            gradient[rows] -= curvature_change[0] @ self.row_design(rows).double().cpu() @ state[0]
-        return torch.cat([state, (gradient / self.ridge[0]).flatten(0, 1)[None]], 1)
+            moved = self.outputs(self.row_design(rows), state)[0]
+            change = change + (curvature_change[0] @ moved)[..., 0]
+        source[rows] -= self._source(rows, change)
+        return torch.cat([state, (source / self.ridge[0]).reshape(1, -1, 1)], 1)

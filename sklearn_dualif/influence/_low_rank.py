@@ -123,7 +123,9 @@ class LowRankTangent:
         if basis.outside.shape[1]:
             parts.append(self.outputs.push(basis.outside))
         values = torch.cat(parts, 2)
-        self.design = NystromDesign(basis, problem.features, "iterative", values, self.outputs)
+        self.design = NystromDesign(
+            basis, problem.features, "iterative", values, self.heads, self.root
+        )
         self.curvature = NystromCurvature(
             self.design,
             problem.layout,

@@ -312,11 +312,11 @@ class NetworkEngine(InfluenceEngine):
                 columns = slice(int(rows[0]), int(rows[-1]) + 1)
                 dz = curvature.output_changes(design, states)
                 if rest is not None:
-                    outside = curvature.residual_states(
-                        rows, self.leave_one_out(order), states, first_order=first
+                    removals = self.leave_one_out(order)
+                    more = curvature.residual_changes(
+                        rest, rows, removals, states, first_order=first
                     )
-                    flat = (rest.flatten(0, 1) @ outside).double().cpu()
-                    dz = dz + flat.view(*rest.shape[:2], -1).transpose(1, 2)
+                    dz = dz + more.transpose(1, 2)
                 if linear:
                     yield queries, columns, dz[..., 0]
                     continue
@@ -366,7 +366,7 @@ class NetworkEngine(InfluenceEngine):
             size = free + tangent.basis.size
             penalized = tangent.basis.lift(state[0, free:size])
             if state.shape[1] > size:
-                weights = state[0, size:].view(*self.z.shape, -1)
+                weights = state[0, size:].view(len(self.z), -1, state.shape[2])
                 penalized = penalized + self.problem.low_rank.design.lift_residual(weights)
             return self._flat(penalized, state[0, :free])
         return self._flat(*self.curvature.lift(state))

@@ -151,21 +151,23 @@ class NystromDesign(TangentDesign):
     Attributes
     ----------
     heads : Heads
-        Outputs of the training rows.
+        Root-weighted, of the training rows.
+    root : (n, C, q) tensor
+        Their weights.
     left_out : (n, C, C) tensor
         Of each row's kernel with itself.
     """
 
-    def __init__(self, basis, features, name, values, heads):
+    def __init__(self, basis, features, name, values, heads, root):
         super().__init__(basis, features, name, values)
-        self.heads = heads
+        self.heads, self.root = heads, root
         inside = self._inside(values)
-        left_out = heads.diagonal_blocks() - inside @ inside.mT
+        left_out = features.output_heads.diagonal_blocks() - inside @ inside.mT
         self.left_out = left_out.double().cpu()
 
     def lift_residual(self, weights):
-        """Return the parameters (d, m) that weights (n, C, m) of the training outputs add."""
-        values = self._inside(self.values).flatten(0, 1)
+        """Return the parameters (d, m) that weights (n, q, m) of the training heads add."""
+        values = self._weighted()
         inside = values.T @ weights.flatten(0, 1).to(values)
         return self.heads.pull(weights).double().cpu() - self.basis.lift(inside.double())
 
@@ -175,11 +177,15 @@ class NystromDesign(TangentDesign):
             return self
         return TangentDesign(self.basis, self.features, self.name, self.values.double())
 
+    def _weighted(self):
+        """Return the coordinates (n q, D) of the training heads."""
+        return (self.root.mT @ self._inside(self.values)).flatten(0, 1)
+
     def _inside(self, values):
         return values[..., self.basis.network.n_free :]
 
     def residual(self, heads, design):
-        """Return what the coordinates leave of the kernel of heads with the training rows.
+        """Return what the coordinates leave of the kernel of heads with the training heads.
 
         Parameters
         ----------
@@ -190,9 +196,9 @@ class NystromDesign(TangentDesign):
 
         Returns
         -------
-        (t, h, n C) tensor
+        (t, h, n q) tensor
         """
         left = heads.gram(self.heads)
         inside = self._inside(design).flatten(0, 1).to(left)
-        left.addmm_(inside, self._inside(self.values).flatten(0, 1).T, alpha=-1.0)
+        left.addmm_(inside, self._weighted().T, alpha=-1.0)
         return left.view(*design.shape[:2], -1)
