@@ -56,3 +56,35 @@ def test_influence_diagnostics(run, tmp_path, capsys):
     cook = e**2 * h / (said["n_parameters"] * said["variance"])
     np.testing.assert_allclose(said["cook"], cook, rtol=1e-8)
     assert "patient" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_mlp_pipeline(run, tmp_path, capsys):
+    said = run("plot_mlp_pipeline")
+    assert (tmp_path / "mlp_pipeline.png").stat().st_size > 10_000
+    assert set(said["suspects"][:5]) == set(said["planted"])
+    effects = said["effects"]
+    assert effects["foretold"].idxmin() == effects["refit"].idxmin() == 5
+    np.testing.assert_allclose(effects["foretold"], effects["refit"], atol=0.01)
+    assert said["fidelity"].r2 > 0.95
+    assert said["model"].stationarity_ < 0.1
+    assert "5 are the first five" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_helpful_harmful_images(run, tmp_path, capsys):
+    said = run("plot_helpful_harmful_images")
+    assert (tmp_path / "helpful_harmful_images.png").stat().st_size > 10_000
+    table, y = said["table"], said["y_train"]
+    assert (table["digit"] != table["taken for"]).all()
+    foretold = table["loss"] - table["without, foretold"]
+    trained = table["loss"] - table["without, trained"]
+    assert (foretold > 0.2).all()
+    np.testing.assert_allclose(foretold, trained, rtol=0.25)
+    # What the text says of the pictures.
+    taken_for = table["taken for"].to_numpy()[:, None]
+    assert (y[said["harmful"]] == taken_for).mean() > 0.5
+    assert (y[said["helpful"]] == table["digit"].to_numpy()[:, None]).mean() > 0.5
+    info = said["model"].solver_info_
+    assert info["relative_error"] < 1e-3
+    assert "helpful_harmful_images.png" in capsys.readouterr().out
