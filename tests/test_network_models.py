@@ -323,7 +323,7 @@ def test_a_ridge_sets_alpha():
 
 def test_a_search_over_ridges_is_one_over_alphas():
     model, X, y, _, _ = perceptron_problem("regression")
-    values = [0.01, 1.0, 100.0]
+    values = [0.1, 1.0, 100.0]
     with not_at_the_optimum():
         over = {"cv": 3, "error_score": "raise"}
         own = GridSearchCV(InfluenceEstimator(model), {"ridge": values}, **over).fit(X, y)

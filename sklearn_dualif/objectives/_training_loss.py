@@ -19,7 +19,8 @@ class Loss:
     >>> from sklearn_dualif import InfluenceEstimator
     >>> from sklearn_dualif.objectives import Loss
     >>> X, y = load_iris(return_X_y=True)
-    >>> influence = InfluenceEstimator(LogisticRegression(), objective=Loss(linear=True))
+    >>> model = LogisticRegression(solver="newton-cholesky")
+    >>> influence = InfluenceEstimator(model, objective=Loss(linear=True))
     >>> influence.fit(X, y).influence(X[:2], y[:2]).shape
     (2, 150)
     """
