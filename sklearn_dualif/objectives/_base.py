@@ -30,12 +30,12 @@ class Objective(ABC):
 
 
 def resolve_objective(objective, model):
-    """Return the `Objective` that a name stands for."""
+    """Return the `Objective` that a name, or an object with ``bind(model)``, stands for."""
     from ._prediction import Margin, Prediction
-    from ._training_loss import Loss, TrainingLoss
+    from ._training_loss import TrainingLoss
 
-    if isinstance(objective, Loss):
-        return TrainingLoss(model, linear=objective.linear)
+    if hasattr(objective, "bind"):
+        return objective.bind(model)
     named = {"loss": TrainingLoss, "prediction": Prediction, "margin": Margin}
     if not isinstance(objective, str) or objective not in named:
         raise ValueError(

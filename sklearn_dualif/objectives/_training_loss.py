@@ -28,6 +28,20 @@ class Loss:
     def __init__(self, *, linear=False):
         self.linear = linear
 
+    def bind(self, model):
+        """Return the `Objective` for a model.
+
+        Parameters
+        ----------
+        model : ModelFunction
+            What effects are asked of.
+
+        Returns
+        -------
+        TrainingLoss
+        """
+        return TrainingLoss(model, linear=self.linear)
+
     def __repr__(self):
         return f"Loss(linear={self.linear})"
 
