@@ -164,10 +164,11 @@ def exact_effects(recipe, newton):
 
 
 def _effects(recipe, newton):
+    module = recipe.module()  # trained in float32, before the default changes
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        module = recipe.module().double()
+        module = module.double()
         (X, y), (X_test, y_test) = (
             (torch.from_numpy(rows).double(), torch.from_numpy(labels))
             for rows, labels in (recipe.train, recipe.test)

@@ -38,12 +38,16 @@ def effects(method, module, train, test, decay):
     """Return the effects of removal (n_test, n_train)."""
     batches = DataLoader(TensorDataset(*train), batch_size=min(500, len(train[1])))
     influence = METHODS[method](module, decay).fit(batches)
-    n = len(train[1])
-    parts = [
-        influence.influences(*(part[rows] for part in test), *train).detach().numpy()
-        for rows in torch.arange(len(test[1])).split(100)
-    ]
-    return np.concatenate(parts) / n
+    blocks = []
+    # In blocks: it would hold the gradients of all rows at once.
+    for queries in torch.arange(len(test[1])).split(100):
+        factors = influence.influence_factors(*(part[queries] for part in test))
+        parts = [
+            influence.influences_from_factors(factors, *(part[rows] for part in train)).detach()
+            for rows in torch.arange(len(train[1])).split(200)
+        ]
+        blocks.append(torch.cat(parts, 1))
+    return torch.cat(blocks).numpy() / len(train[1])
 
 
 def main(method, task, found):
