@@ -63,38 +63,50 @@ class InfluenceEstimator(
     ridge : "model", "loo" or float, default="model"
         Penalty in units of the objective :math:`\sum_i w_i \ell_i + \tfrac12
         \mathrm{ridge}\,\|\theta\|^2`. "model" keeps the wrapped model's own. A float sets it on
-        the clone before fitting (``alpha`` or ``C``, converted); for a frozen model or one without
-        a penalty it only damps the curvature. "loo" takes the value of a grid with the least
-        leave-one-out squared error from one decomposition (Ridge, RidgeClassifier, KernelRidge):
-        49 values from 1e-8 to 1e4 times the mean non-zero eigenvalue of the kernel matrix.
-    curvature : "gauss_newton"
-        What stands between gradients.
-    objective : {"loss", "prediction", "margin"}, default="loss"
+        the clone before fitting (``alpha``, ``C`` or weight decay, converted); for a frozen model,
+        a `TorchModel`, or one without a penalty it only damps the curvature. A network without
+        weight decay is damped by 0.01 of the kernel's mean eigenvalue, with a warning. "loo" takes
+        the value of a grid with the least leave-one-out squared error from one decomposition
+        (Ridge, RidgeClassifier, KernelRidge): 49 values from 1e-8 to 1e4 times the mean non-zero
+        eigenvalue of the kernel matrix.
+    curvature : {"gauss_newton", "empirical_fisher"}, default="gauss_newton"
+        What stands between gradients: the curvature of the loss, or the outer product of each row's
+        gradient, which does not give the effects of a refit.
+    objective : {"loss", "prediction", "margin"} or Loss, default="loss"
         What `influence` and ``influence_`` are about.
     order : {"newton", "first", "exact"}, default="newton"
         "newton" takes one Newton step on the rows that stay, which is exact for squared loss.
         "first" is the classical linear approximation. "exact" iterates to the optimum without the
-        rows and equals a refit.
+        rows and equals a refit; for a network, one of its linearisation.
     solver : {"auto", "primal", "dual", "iterative"}, default="auto"
-        Factorize in parameters (primal) or in rows (dual). "auto" takes the cheaper one that fits
-        ``memory_limit``.
+        Factorize in parameters (primal) or in rows (dual), or, for networks, keep as much of the
+        kernel of the rows as ``tol`` asks for (iterative). "auto" takes the cheaper one that fits
+        ``memory_limit``; of a network whose matrices are all larger than 4000, the iterative one.
     sketch : None
         Random projection of the features.
-    parameters : None
-        Names of the network parameters that may move.
+    parameters : list of str, str or None, default=None
+        Names of the parameters of a network that may move, as in ``module.named_parameters()``, or
+        glob patterns of them; those of the layers of a perceptron are "0.weight", "0.bias",
+        "1.weight" and so on. None: all trainable ones. For a perceptron of one hidden layer
+        ``["*.weight", "1.bias"]`` agrees better with refits than None, as nothing else holds the
+        hidden intercepts.
+    tol : float, default=1e-3
+        Relative error of first-order effects that ``solver="iterative"`` goes for.
     memory_limit : int, str or None, default=None
         Bytes, or a string such as "4GB", that a factorization may take. None: a share of what the
         machine has free.
     batch_size : int or None, default=None
         Query rows at a time. None: as many as fit a few tens of megabytes.
-    dtype : "float64"
-        Precision of the factorizations.
-    device : None
-        Where to compute.
+    dtype : {"float64", "float32"}, default="float64"
+        Precision of a network, its derivatives and its kernel. Matrices are factorised in double
+        precision.
+    device : str, torch.device or None, default=None
+        Where a network, its derivatives and its kernel are computed. None: the processor.
     n_jobs : int or None, default=None
         Not used by these models, whose linear algebra is threaded already.
     random_state : int, RandomState instance or None, default=None
-        Not used by these models, which need no randomness.
+        Draws what ``solver="iterative"`` keeps of the kernel, and the rows that its error is
+        estimated on. Nothing else is random.
     verbose : int, default=0
         Above 0, say which form was chosen, its size and the time that it took.
 
@@ -115,8 +127,14 @@ class InfluenceEstimator(
         Loss of each row under the model without it.
     stationarity_ : float
         Norm of the objective's gradient at the fitted parameters, in units of a typical row's.
+        Networks are not moved to the optimum; above 0.1 a warning says so.
     solver_ : str
         The form that was chosen.
+    solver_info_ : dict
+        "size" of the matrix, free parameters included. For the iterative form instead "rank" of the
+        kernel kept, "relative_error" of first-order effects as estimated on the losses of the
+        training rows "queries", "residual_trace" and "largest_residual" (diagonal entry) of what is
+        left out in units of the ridge, "iterations" (estimates made) and "bytes" of the factor.
     ridge_ : float or (n_outputs,) array
         Ridge of the curvature, in sum form.
     n_outputs_, n_parameters_ : int
