@@ -184,11 +184,11 @@ def measure_together(job, script, arguments, options):
 def measure_apart(job, script, arguments, options):
     """Return findings and megabytes of contenders that each have processes of their own."""
     seconds, megabytes, figures = {}, {}, {}
-    chosen = [
-        name
-        for name in job.contenders
-        if not options.only or any(text in name for text in options.only)
-    ]
+
+    def asked_for(names):
+        only = options.only
+        return [name for name in names if not only or any(text in name for text in only)]
+
     with tempfile.TemporaryDirectory() as folder:
         arguments = [*arguments, "--results", folder]
 
@@ -207,7 +207,7 @@ def measure_apart(job, script, arguments, options):
                     return None
 
         for turn in range(options.repeats):
-            for name in chosen:
+            for name in asked_for(job.contenders):
                 if turn >= job.repeats.get(name, options.repeats) or name in job.skipped:
                     continue
                 if (measured := attempt("--contender", name)) is None:
@@ -215,7 +215,7 @@ def measure_apart(job, script, arguments, options):
                 print(f"{name}: {measured['seconds']:.2f} s", file=sys.stderr)
                 seconds.setdefault(name, []).append(measured["seconds"])
                 megabytes[name] = max(megabytes.get(name, 0.0), measured["bytes"] / MEGABYTE)
-        for name in job.probes:
+        for name in asked_for(job.probes):
             figures |= attempt("--probe", name) or {}
         found = run_child(script, [*arguments, "--check"], options.threads)
     found["figures"] = {**figures, **found["figures"]}
@@ -327,7 +327,7 @@ def main(text, script, parts_of, *, repeats=7, plot=None):
         "--only",
         action="append",
         metavar="TEXT",
-        help="run the contenders whose names contain this; may be given again",
+        help="run the contenders and probes whose names contain this; may be given again",
     )
     if plot is not None:
         parser.add_argument("--plot", type=Path, help="also draw the curves in this PNG")
