@@ -10,6 +10,7 @@ from network_references import dense_jacobian, dense_outputs, linearise, loss_pi
 from scipy.special import softmax
 from sklearn.base import clone
 from sklearn.datasets import load_diabetes, load_digits, load_iris
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.frozen import FrozenEstimator
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LinearRegression, LogisticRegression, PoissonRegressor, Ridge
@@ -107,6 +108,60 @@ def test_the_error_that_is_stated_is_the_error(digits):
     )
     stated = influence.solver_info_["relative_error"]
     assert stated / 10 < error < 10 * stated
+
+
+@pytest.mark.parametrize("tol", [3e-2, 3e-3, 3e-4])
+def test_the_error_that_is_stated_holds_on_unseen_rows(digits, exact, tol):
+    model, X, y, X_query, y_query = digits
+    influence = InfluenceEstimator(model, solver="iterative", tol=tol, random_state=0).fit(X, y)
+    expected = exact.influence(X_query, y_query, order="first")
+    error = gap(influence.influence(X_query, y_query, order="first"), expected)
+    stated = influence.solver_info_["relative_error"]
+    assert stated / 3 < error < 3 * stated
+
+
+def test_what_single_precision_cannot_reach_is_said(digits, exact):
+    model, X, y, X_query, y_query = digits
+    influence = InfluenceEstimator(
+        model, solver="iterative", tol=1e-9, dtype="float32", random_state=0
+    )
+    with pytest.warns(InfluenceWarning, match="rounding .* dtype='float64'"):
+        influence.fit(X, y)
+    stated = influence.solver_info_["relative_error"]
+    expected = exact.influence(X_query, y_query, order="first")
+    error = gap(influence.influence(X_query, y_query, order="first"), expected)
+    assert error < 3 * stated < 1e-2
+
+
+@pytest.mark.parametrize("solver", ["primal", "dual", "iterative"])
+def test_biases_that_only_removed_rows_see_stay(solver):
+    rng = np.random.default_rng(0)
+    X = np.concatenate([rng.uniform(1.0, 2.0, (6, 1)), rng.uniform(-2.0, -1.0, (14, 1))])
+    y = rng.standard_normal(20)
+    model = MLPRegressor(hidden_layer_sizes=(2,), alpha=0.1, max_iter=1, random_state=0)
+    with pytest.warns(ConvergenceWarning):
+        model.fit(X, y)
+    # A unit for each sign of x: the first six rows are all that see the bias of the first.
+    model.coefs_[0][:] = [[1.0, -1.0]]
+    model.intercepts_[0][:] = [0.0, -1.5]
+    y[5] += np.sum(model.predict(X[:6]) - y[:6])  # stationary in that bias
+    influence = InfluenceEstimator(FrozenEstimator(model), solver=solver, tol=1e-10, random_state=0)
+    with pytest.warns(NotStationaryWarning):
+        influence.fit(X, y)
+    hidden = np.maximum(X @ model.coefs_[0] + model.intercepts_[0], 0.0)
+    active = (hidden > 0) * model.coefs_[1][:, 0]
+    parts = X * active, active, hidden, np.ones((20, 1))
+    jacobian = np.concatenate(parts, axis=1)
+    penalty = np.repeat([0.1, 0.0, 0.1, 0.0], [part.shape[1] for part in parts])
+    residual = model.predict(X) - y
+    hessian = jacobian[6:].T @ jacobian[6:] + np.diag(penalty)
+    assert np.linalg.matrix_rank(hessian) == 6
+    gradient = jacobian[:6].T @ residual[:6]
+    kept = np.arange(7) != 2  # without the bias of the first unit
+    expected = np.zeros(7)
+    expected[kept] = np.linalg.solve(hessian[kept][:, kept], gradient[kept])
+    change = influence.parameter_change(np.arange(6))
+    np.testing.assert_allclose(change, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_pivots_come_from_random_state(digits):

@@ -19,6 +19,7 @@ from sklearn.utils import gen_batches
 
 DEGENERATE = 1e-10
 """Eigenvalues of I - h below this belong to rows that alone fix a direction."""
+_SAFE_PIVOT = 1e-8
 
 
 class LeaveOneOut(NamedTuple):
@@ -142,6 +143,11 @@ class Curvature(ABC):
         """Number of training rows."""
         return self.features.shape[0]
 
+    @property
+    def may_vanish(self):
+        """Whether removals can leave a direction of the parameters undetermined."""
+        return bool((self.ridge == 0).any())
+
     def weights_of(self, state):
         """Return the penalised part of states as (G, width, k_p, m)."""
         return state[:, self.n_free :].reshape(state.shape[0], self.width, -1, state.shape[2])
@@ -237,7 +243,7 @@ class Curvature(ABC):
         if first_order:
             return gradient, own, leverage, degenerate, spread
         eye = torch.eye(hat.shape[-1], dtype=hat.dtype)
-        inverse, null = complement_inverse(eye - hat, may_vanish=bool((self.ridge == 0).any()))
+        inverse, null = complement_inverse(eye - hat, may_vanish=self.may_vanish)
         coefficients = gradient + _apply(root, _apply(inverse, _apply(root.mT, own)))
         degenerate = null.any(0)
         own = _apply(quadratics, coefficients) + pull
@@ -259,6 +265,11 @@ class Curvature(ABC):
     def _to_least_norm(self, states, rows, flagged):
         """Project degenerate removals to the least-norm optimum; only the primal form has any."""
         return states
+
+    def training_scores(self, slopes, leave_one_out, *, first_order=False):
+        """Return `scores` of the target with slopes (G, n, k, 1) in the training rows' outputs."""
+        target = self.sum_gradients(slopes)
+        return self.scores(target, leave_one_out, first_order=first_order)
 
     def scores(self, target, leave_one_out, *, first_order=False):
         """Return <target, state_i> of every single removal, (n,), from one solve where possible."""
@@ -364,8 +375,34 @@ def _block_diagonal(blocks):
     return torch.stack([torch.block_diag(*block) for block in blocks])
 
 
+def definite_solve(matrices, columns):
+    """Return ``matrices^{-1} columns``, or None unless all are far from singular."""
+    lower, info = torch.linalg.cholesky_ex(matrices)
+    pivots = lower.diagonal(dim1=-2, dim2=-1)
+    if bool(info.any()) or bool((pivots**2 < _SAFE_PIVOT).any()):
+        return None
+    return torch.cholesky_solve(columns, lower)
+
+
+def without_span(vectors, directions):
+    """Return vectors (f,) less their part in the span of directions (f, m)."""
+    basis, sizes, _ = torch.linalg.svd(directions, full_matrices=False)
+    basis = basis[:, sizes > 1e-8 * sizes.amax()] if directions.numel() else basis
+    return vectors - basis @ (basis.T @ vectors)
+
+
+def _definite_inverse(matrices):
+    eye = torch.eye(matrices.shape[-1], dtype=matrices.dtype)
+    return definite_solve(matrices, eye.expand_as(matrices))
+
+
+def _plain_inverse(matrices):
+    inverse, info = torch.linalg.inv_ex(matrices)
+    return None if bool(info.any()) else inverse
+
+
 def complement_inverse(complement, *, may_vanish):
-    """Return the inverse of ``I - h`` (Gs, b, q, q) and which blocks are singular, (Gs, b).
+    """Return the inverse of ``I - h`` (..., q, q) and which blocks are singular, (...).
 
     A singular block is a row that alone determines some direction of the parameters; its inverse
     leaves that direction out. ``may_vanish`` says that such rows are to be looked for.
@@ -374,10 +411,9 @@ def complement_inverse(complement, *, may_vanish):
         null = complement < DEGENERATE
         inverse = torch.where(null, 0.0, 1.0 / torch.where(null, 1.0, complement))
         return inverse, null[..., 0, 0]
-    if not may_vanish:
-        inverse, info = torch.linalg.inv_ex(complement)
-        if not bool(info.any()):
-            return inverse, torch.zeros(complement.shape[:2], dtype=torch.bool)
+    inverse = _definite_inverse(complement) if may_vanish else _plain_inverse(complement)
+    if inverse is not None:
+        return inverse, torch.zeros(complement.shape[:-2], dtype=torch.bool)
     values, vectors = torch.linalg.eigh(complement)
     null = values < DEGENERATE
     inverse = torch.where(null, 0.0, 1.0 / torch.where(null, 1.0, values))

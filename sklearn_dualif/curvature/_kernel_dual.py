@@ -17,7 +17,7 @@ from sklearn.utils import gen_batches
 
 from ..exceptions import SingularCurvatureError
 from ..linalg import inverse_from_cholesky, symmetric_pseudo_inverse
-from ._base import LeaveOneOut, complement_inverse
+from ._base import DEGENERATE, LeaveOneOut, complement_inverse, without_span
 
 _BLOCK_DOUBLES = 2**24
 _KEPT_DOUBLES = 2**25
@@ -143,7 +143,8 @@ class KernelDual:
         rows = self.inverse[positions]  # (m, g, N)
         from_lost = torch.einsum("mgn,mg->nm", rows, lost)
         own = rows.gather(2, positions[:, None].expand(-1, positions.shape[1], -1))
-        inverse, _ = complement_inverse(ridge * own, may_vanish=False)
+        complement = ridge * own
+        inverse, singular = complement_inverse(complement, may_vanish=self.n_free > 0)
         base = torch.zeros(self.width, len(positions), dtype=torch.float64)
         base[positions, columns] = lost
         sources, image, multiple = base, from_lost, shares / ridge
@@ -162,7 +163,13 @@ class KernelDual:
             previous = p
             sources, image = base + shares * p, from_lost + shares * (self.inverse @ p)
             multiple = shares * (1.0 + multiple) / ridge
-        return torch.cat([self.free_map @ direct, p, multiple[None]])[None]
+        free = self.free_map @ direct
+        if not first_order:
+            for column in torch.nonzero(singular)[:, 0].tolist():
+                values, vectors = torch.linalg.eigh(complement[column])
+                null = self.free_map[:, positions[column]] @ vectors[:, values < DEGENERATE]
+                free[:, column] = without_span(free[:, column], null)
+        return torch.cat([free, p, multiple[None]])[None]
 
     # Removals ----------------------------------------------------------------------------------
 
@@ -210,6 +217,11 @@ class KernelDual:
         return self._without(
             self._positions(rows), lost, self._share(rows), first_order=first_order
         )
+
+    def training_scores(self, slopes, leave_one_out, *, first_order=False):
+        """Return `scores` of the target with slopes (1, n, C, 1) in the training rows' outputs."""
+        target = self.sum_gradients(slopes)
+        return self.scores(target, leave_one_out, first_order=first_order)
 
     def scores(self, target, leave_one_out, *, first_order=False):
         """Return <target, state_i> of every single removal, (n,)."""

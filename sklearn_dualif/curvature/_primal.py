@@ -3,7 +3,7 @@
 import torch
 
 from ..linalg import append_rows, symmetric_pseudo_inverse, whiten_hessian, whiten_triangle
-from ._base import DEGENERATE, Curvature
+from ._base import DEGENERATE, Curvature, definite_solve
 
 
 class PrimalCurvature(Curvature):
@@ -169,15 +169,18 @@ class PrimalCurvature(Curvature):
 
     def remove(self, rows, *, first_order=False):
         share = self.group_share(rows)
-        gradient = self.row_gradients(rows, self.expansion.gradient[:, rows]).sum(-1, keepdim=True)
+        gradient = self._removed_gradient(rows, first_order)
         if share:
             gradient = gradient + self._pull(torch.full((1,), share, dtype=torch.float64))
         if first_order:
             return self.solve(gradient)
         whitened = self.map.mT @ gradient
         kept = self._kept_hessian(rows, share)
-        if not bool((self.ridge == 0).any()):
+        if not self.may_vanish:
             return self.map @ torch.linalg.solve(kept, whitened)
+        solved = definite_solve(kept, whitened)
+        if solved is not None:
+            return self.map @ solved
         values, vectors = torch.linalg.eigh(kept)
         null = values < DEGENERATE
         inverse = torch.where(null, 0.0, 1.0 / torch.where(null, 1.0, values))
@@ -188,6 +191,10 @@ class PrimalCurvature(Curvature):
             if lost.shape[1]:
                 state[block, :, 0] = self._drop(block, state[block, :, 0], lost)
         return state
+
+    def _removed_gradient(self, rows, first_order):
+        """Return the gradient of the losses of rows that go, (G, D, 1)."""
+        return self.row_gradients(rows, self.expansion.gradient[:, rows]).sum(-1, keepdim=True)
 
     def _kept_hessian(self, rows, share):
         """Return the whitened Hessian of the rows that stay, (Gs, r, r)."""

@@ -10,6 +10,7 @@ import torch
 from sklearn.utils import gen_batches
 
 from ..linalg import append_rows, whiten_ridge, whiten_triangle
+from ._base import without_span
 from ._primal import PrimalCurvature
 
 _BLOCK_DOUBLES = 2**23
@@ -62,7 +63,7 @@ class TangentCurvature(PrimalCurvature):
             self._take(whiten_ridge(hessian, float(self.ridge[0]), self.n_free, spectral=True))
 
     def _root_rows(self, block, rows, shift):
-        return self._mixed(rows, self.row_design(rows)).flatten(0, 1)
+        return self._mixed(rows, self.features.values[rows]).flatten(0, 1)
 
     def _mixed(self, rows, values):
         """Return ``S^T`` times values (b, C, m) of rows."""
@@ -116,6 +117,17 @@ class TangentCurvature(PrimalCurvature):
             self._diagonalize()
         return super().row_quadratics(rows, shift).double().cpu()
 
+    @property
+    def may_vanish(self):
+        # Biases that only some rows depend on, say.
+        return self.n_free > 0
+
+    def _drop(self, block, state, directions):
+        """Leave free parameters as they were in the directions that nothing determines."""
+        state = state.clone()
+        state[: self.n_free] = without_span(state[: self.n_free], directions[: self.n_free])
+        return state
+
     def remove(self, rows, *, first_order=False):
         if self.group_share(rows) and not first_order:
             self._diagonalize()
@@ -124,7 +136,8 @@ class TangentCurvature(PrimalCurvature):
     def _kept_hessian(self, rows, share):
         kept = torch.eye(self.map.shape[2], dtype=torch.float64)
         for chunk in rows.split(self._rows_per_block()):
-            group = self._mixed(chunk, self.whitened_rows(chunk)[0]).flatten(0, 1)
+            group = self._root_rows(0, chunk, None)
+            group = group @ self.map[0].to(group)
             kept -= (group.T @ group).double().cpu()
         if share:
             kept -= share * torch.diag(self.inverse_spectrum[0])
@@ -157,24 +170,60 @@ class TangentCurvature(PrimalCurvature):
 class NystromCurvature(TangentCurvature):
     r"""`TangentCurvature` in coordinates that leave a small part of the kernel out.
 
-    With ``E = K - Phi Phi^T`` what they leave, states of groups and edits have a coefficient for
-    each output of the training rows besides, which ``E`` is multiplied by; `residual_states` gives
-    them for single removals. Single rows' hat blocks get the part of their own exact block: with
-    ``Q`` the quadratic form in the coordinates, to first order in ``E``,
+    With ``Phi_i`` the Jacobian of row i in the coordinates and ``E_i`` what they leave of its
+    kernel with itself, the kernel of the training rows is taken as ``Phi Phi^T`` plus the blocks
+    ``E_i``: each row has coordinates of its own besides, which are eliminated. A row then looks to
+    the others as if it had
 
-    .. math:: J_i H^{-1} J_i^\top = Q + (I - Q \Lambda_i) E_{ii} (I - \Lambda_i Q) / \rho .
+    .. math::
+
+        \Lambda_i' = D_i \Lambda_i, \qquad J_i' = D_i^\top \Phi_i, \qquad
+        D_i = (I + \Lambda_i E_i / \rho)^{-1},
+
+    and to itself ``J_i H^{-1} J_i^T = J_i' H'^{-1} J_i'^T + E_i D_i / rho``. For other rows, what
+    is left of the kernel is multiplied by a *source*: states of groups and edits have one for each
+    head of the training rows besides; `residual_changes` adds those of single removals.
     """
 
+    def _factorize(self):
+        root, left_out = self.expansion.root[0], self.features.left_out
+        inside = root.mT @ left_out @ root / self.ridge
+        lower = torch.linalg.cholesky(torch.eye(root.shape[2], dtype=torch.float64) + inside)
+        half = torch.linalg.solve_triangular(lower, root.mT, upper=False)
+        self._inner_root = half.mT
+        self._damping = -self._inner_root @ half @ left_out / self.ridge
+        self._damping.diagonal(dim1=1, dim2=2).add_(1.0)
+        # From output gradients to sources, and what the heads' own part takes off them.
+        self._weights = torch.cholesky_inverse(lower)
+        self._heads = torch.linalg.pinv(root)
+        super()._factorize()
+
+    def _mixed(self, rows, values):
+        return self._inner_root[rows].mT.to(values) @ values
+
+    def row_design(self, rows):
+        values = self.features.values[rows]
+        return self._damping[rows].mT.to(values) @ values
+
+    def sum_gradients(self, output_gradients):
+        return super().sum_gradients((self._damping @ output_gradients[0])[None])
+
     def row_quadratics(self, rows, shift=None):
-        inside = super().row_quadratics(rows, shift)[0]
-        root = self.expansion.root[0, rows]
-        left = torch.eye(inside.shape[1], dtype=torch.float64) - inside @ root @ root.mT
         ridge = self.ridge if shift is None else (self.ridge - shift)[:, None, None]
-        return (inside + left @ self.features.left_out[rows] @ left.mT / ridge)[None]
+        return super().row_quadratics(rows, shift) + self._own_part(rows) / ridge
+
+    def _own_part(self, rows):
+        """Return what rows' own coordinates add to ``ridge J_i H^{-1} J_i^T``."""
+        return self.features.left_out[rows] @ self._damping[rows]
+
+    def training_scores(self, slopes, leave_one_out, *, first_order=False):
+        scores = super().training_scores(slopes, leave_one_out, first_order=first_order)
+        moved = self._own_part(slice(None)) @ leave_one_out.coefficients[0].unsqueeze(-1)
+        return scores + (slopes[0] * moved).sum((1, 2)) / self.ridge[0]
 
     def design(self, features):
         if features is self.features:
-            return super().design(features)
+            return self.row_design(slice(None))
         heads = features.heads()
         design = self.design_of(heads)
         rest = self.features.residual(heads, design)
@@ -188,14 +237,15 @@ class NystromCurvature(TangentCurvature):
     def residual(self, heads, design):
         kernel = self.features.residual(heads, design)
         values = self.features.values
-        weighted = self._mixed(slice(None), values).flatten(0, 1)
-        folded = (kernel.flatten(0, 1) @ weighted).view(*design.shape[:2], -1)
+        weighted = (self._weights @ self.expansion.root[0].mT).to(values) @ values
+        folded = (kernel.flatten(0, 1) @ weighted.flatten(0, 1)).view(*design.shape[:2], -1)
         return kernel.unflatten(2, (self.n_rows, -1)), folded
 
     def residual_changes(self, rest, rows, leave_one_out, states, *, first_order=False):
         """Return what `residual` adds to changes under single removals of ``rows``, (t, h, m)."""
         kernel, folded = rest
-        own = self._source(rows, leave_one_out.coefficients[0, rows]).to(kernel)
+        own = self._source(rows, leave_one_out.coefficients[0, rows])
+        own = self.weighted_heads(own, rows)[..., 0].to(kernel)
         change = torch.einsum("thmq,mq->thm", kernel[:, :, rows], own).double().cpu()
         moved = self.outputs(folded, states)[0]
         ridge = self.ridge[0].expand(len(rows))
@@ -203,30 +253,49 @@ class NystromCurvature(TangentCurvature):
             ridge = ridge - self.shares[rows]
         return (change - moved) / ridge
 
+    def weighted_heads(self, values, rows=slice(None)):
+        """Return what rows' own coordinates leave of values (n, q, m) of their heads."""
+        return self._weights[rows] @ values
+
     def _source(self, rows, output_gradients):
-        """Return ``v`` (b, q) with ``S v`` the output gradients (b, C) of rows."""
-        inverse = torch.linalg.pinv(self.expansion.root[0, rows])
-        return (inverse @ output_gradients.unsqueeze(-1))[..., 0]
+        """Return ``v`` (b, q, 1) with ``S v`` the output gradients (b, C) of rows."""
+        return self._heads[rows] @ output_gradients.unsqueeze(-1)
 
     def _seen(self, state):
-        """Return the root-weighted outputs of all rows under a state, (n, q)."""
-        moved = self.outputs(self.features.values, state)[0]
-        return (self.expansion.root[0].mT @ moved)[..., 0]
+        """Return the root-weighted outputs of all rows under a state, (n, q, 1)."""
+        return self.expansion.root[0].mT @ self.outputs(self.features.values, state)[0]
+
+    def _removed_gradient(self, rows, first_order):
+        if first_order:
+            return super()._removed_gradient(rows, first_order)
+        # Without their curvature, rows' own coordinates take nothing off their gradients.
+        gradient = self.expansion.gradient[0, rows].unsqueeze(-1)
+        values = self.features.values[rows]
+        return (values.mT @ gradient.to(values)).sum(0).double().cpu()[None]
 
     def remove(self, rows, *, first_order=False):
         state = super().remove(rows, first_order=first_order)
-        source = -self._seen(state)
-        own = self.expansion.coefficient[0, rows]
-        source[rows] = own + source[rows] if first_order else own
+        source, own = -self._seen(state), self.expansion.coefficient[0, rows].unsqueeze(-1)
+        if first_order:
+            source[rows] += own
+        source = self.weighted_heads(source)
+        if not first_order:
+            source[rows] = own
         ridge = self.ridge[0] - (0.0 if first_order else self.group_share(rows))
         return torch.cat([state, (source / ridge).reshape(1, -1, 1)], 1)
 
     def edit(self, rows, gradient_change, curvature_change):
+        if curvature_change is not None:
+            own = self._own_part(rows) / self.ridge
+            kept = torch.eye(own.shape[1], dtype=torch.float64) + curvature_change @ own
+            gradient_change = torch.linalg.solve(kept, gradient_change.unsqueeze(-1))[..., 0]
+            curvature_change = torch.linalg.solve(kept, curvature_change)
         state = super().edit(rows, gradient_change, curvature_change)
-        source = -self._seen(state)
         change = gradient_change[0]
         if curvature_change is not None:
             moved = self.outputs(self.row_design(rows), state)[0]
             change = change + (curvature_change[0] @ moved)[..., 0]
+        source = -self._seen(state)
         source[rows] -= self._source(rows, change)
-        return torch.cat([state, (source / self.ridge[0]).reshape(1, -1, 1)], 1)
+        source = self.weighted_heads(source) / self.ridge[0]
+        return torch.cat([state, source.reshape(1, -1, 1)], 1)

@@ -208,9 +208,8 @@ class InfluenceEngine:
         """Return each row's effect on the mean objective over the training rows, linear in it."""
         slope = objective.gradient(self.z, self.problem.y) / len(self.z)
         blocks = self.problem.layout.to_blocks(slope).unsqueeze(-1)
-        target = self.curvature.sum_gradients(blocks)
-        first = self.order == "first"
-        return self.curvature.scores(target, self.leave_one_out(self.order), first_order=first)
+        first, removals = self.order == "first", self.leave_one_out(self.order)
+        return self.curvature.training_scores(blocks, removals, first_order=first)
 
     # Queries -----------------------------------------------------------------------------------
 

@@ -6,7 +6,8 @@ With pivots ``P`` the kernel of the heads is ``A = L L^T + E``, and ``M = rho I 
 
 .. math:: M^{-1} b - x = M^{-1} (b - M x) \approx \hat M^{-1} (b - M x),
 
-which is computed without forming ``M``, on the losses of random training rows.
+which is computed without forming ``M``, on the losses of random training rows. The score of a row
+on its own loss is left out: unseen rows have none like it, and it hides the error of the others.
 """
 
 import math
@@ -24,6 +25,8 @@ _MARGIN = 0.8
 _RANK_STEP = 256
 # First-order errors seen, over the largest residual diagonal in units of the ridge.
 _ERROR_OF_RESIDUAL = 0.02
+# Where the residual falls to this share and the error does not follow, rounding is what is left.
+_STALLED = 0.5
 
 
 class LowRankTangent:
@@ -80,38 +83,47 @@ class LowRankTangent:
 
     def _grow(self, tol, largest):
         pivots, ridge = self.pivots, float(self.problem.ridge[0])
-        share, checks, error = _ERROR_OF_RESIDUAL, 0, math.inf
+        share, checks, error, seen = _ERROR_OF_RESIDUAL, 0, math.inf, 0.0
         while error > tol:
             # The residual diagonal is known at no cost; how it goes with the error is learnt.
-            rank = min(largest, pivots.rank + _RANK_STEP)
-            pivots.grow(rank)
+            pivots.grow(min(largest, pivots.rank + _RANK_STEP))
             left = float(pivots.diagonal.max()) / ridge
             done = pivots.exhausted or pivots.rank >= largest
-            if not done and share * left > _MARGIN * tol:
+            if not done and share * left > _MARGIN * tol and left > _STALLED * seen:
                 continue
             self._build()
-            error, checks = self._error(), checks + 1
-            if done or left == 0.0:
+            before, error, checks = error, self._error(), checks + 1
+            if done or (left <= _STALLED * seen and error > 0.75 * before):
                 break
-            share = error / left
+            share, seen = error / left, left
         self.info = {
-            "rank": self.pivots.rank,
+            "rank": pivots.rank,
             "relative_error": error,
             "queries": self.queries.tolist(),
-            "residual_trace": float(self.pivots.diagonal.sum()) / ridge,
-            "largest_residual": float(self.pivots.diagonal.max()) / ridge,
+            "residual_trace": float(pivots.diagonal.sum()) / ridge,
+            "largest_residual": float(pivots.diagonal.max()) / ridge,
             "iterations": checks,
             "bytes": self.design.values.numel() * self.design.values.element_size(),
         }
-        if error > tol and not self.pivots.exhausted:
-            warnings.warn(
-                f"At the largest rank that memory_limit allows ({self.pivots.rank}) first-order "
-                f"scores are off by an estimated {error:.2g}, more than tol={tol:g}. Raise "
-                "memory_limit or tol, or use dtype='float32'.",
-                InfluenceWarning,
-                stacklevel=2,
-            )
+        if error > tol:
+            self._warn_of(error, tol, pivots.rank >= largest and not pivots.exhausted)
         del self.pivots, self.free
+
+    def _warn_of(self, error, tol, full):
+        """Say that the tolerance was not reached, and what to do about it."""
+        single = self.root.dtype == torch.float32
+        if full:
+            reason = f"At the largest rank that memory_limit allows ({self.pivots.rank})"
+            remedy = "Raise memory_limit or tol" + ("." if single else ", or use dtype='float32'.")
+        else:
+            reason = "At what rounding leaves of the kernel"
+            remedy = "Use dtype='float64'." if single else "Raise the ridge or tol."
+        warnings.warn(
+            f"{reason}, first-order scores are off by an estimated {error:.2g}, more than "
+            f"tol={tol:g}. {remedy}",
+            InfluenceWarning,
+            stacklevel=2,
+        )
 
     def _build(self):
         """Set the design and the curvature of the present rank."""
@@ -145,6 +157,7 @@ class LowRankTangent:
         values = self.design.values.view(-1, self.design.values.shape[2])
         free = self.design.basis.network.n_free
         inside = values[:, free:] @ design[:, 0, free:].to(values).T
+        outputs = self._weighted(outputs)
         outputs = outputs + self._solve(column - self.pivots.mixed(inside).double().cpu())
         n, _, q = self.root.shape
         pulled = self.heads.pull(outputs.view(n, q, -1))
@@ -154,7 +167,10 @@ class LowRankTangent:
         coefficient = self.problem.expansion.coefficient[0].reshape(-1, 1)
         scores = (coefficient * outputs).view(n, q, -1).sum(1)
         errors = (coefficient * error).view(n, q, -1).sum(1)
-        return float(torch.linalg.vector_norm(errors) / torch.linalg.vector_norm(scores))
+        own = self.queries, torch.arange(len(self.queries))
+        scores[own] = errors[own] = 0.0
+        size = torch.linalg.vector_norm(scores)
+        return float(torch.linalg.vector_norm(errors) / size) if size > 0 else 0.0
 
     def _outputs(self, state):
         """Return the root-weighted outputs (n q, m) of the training rows under a state."""
@@ -168,4 +184,8 @@ class LowRankTangent:
         n, _, q = root.shape
         source = self.curvature.sum_gradients((root @ column.view(n, q, -1))[None])
         ridge = float(self.problem.ridge[0])
-        return (column - self._outputs(self.curvature.solve(source))) / ridge
+        return self._weighted(column - self._outputs(self.curvature.solve(source))) / ridge
+
+    def _weighted(self, column):
+        n, _, q = self.root.shape
+        return self.curvature.weighted_heads(column.view(n, q, -1)).flatten(0, 1)

@@ -33,6 +33,13 @@ class Part(NamedTuple):
     bias: str | None = None
     rows: tuple | None = None
 
+    def to(self, dtype):
+        """Return the same derivatives in another precision."""
+        inputs = self.inputs
+        if inputs is not None and inputs.is_floating_point():
+            inputs = inputs.to(dtype)
+        return self._replace(inputs=inputs, sensitivities=self.sensitivities.to(dtype))
+
 
 def _linear(layer, x, e):
     n, h = e.shape[:2]

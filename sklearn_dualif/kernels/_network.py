@@ -50,7 +50,8 @@ class Network:
     readout : callable or None
         From what the module returns to the outputs (n, C).
     dtype : torch.dtype
-        Of all computations.
+        Of derivatives and of what is computed from them. The module itself runs in double
+        precision, except where its own code asks for single.
     device : torch.device, str or None
         None: the processor.
     """
@@ -66,7 +67,7 @@ class Network:
                 f"{type(module).__name__} cannot be copied ({error}). Keep only parameters and "
                 "buffers on the module: no results of a forward pass, no locks or files."
             ) from error
-        self.module = private.to(device=self.device, dtype=dtype).eval().requires_grad_(False)
+        self.module = private.to(device=self.device).eval().requires_grad_(False)
         for layer in self.module.modules():
             if isinstance(layer, torch.nn.Embedding | torch.nn.EmbeddingBag):
                 layer.sparse = False
@@ -76,7 +77,9 @@ class Network:
         self._batched = True
         self._contracted = None
         checked = torch.linspace(0, len(inputs) - 1, min(_CHECKED_ROWS, len(inputs))).long()
-        self._check(self.to_device(inputs[checked]))
+        checked = self.to_device(inputs[checked])
+        self._set_precision(checked)
+        self._check(checked)
 
     def _parameter_paths(self):
         """Return all paths of each parameter, one for each module that holds it."""
@@ -98,16 +101,29 @@ class Network:
 
     def to_device(self, inputs):
         """Return rows as the module takes them."""
-        inputs = torch.as_tensor(inputs)
-        kind = self.dtype if inputs.is_floating_point() else inputs.dtype
-        return inputs.to(device=self.device, dtype=kind)
+        return torch.as_tensor(inputs).to(device=self.device)
+
+    def _set_precision(self, inputs):
+        """Choose the precision in which the module runs.
+
+        Derivatives jump where a ReLU's input is 0, and optima are drawn to such points: what
+        single precision rounds away there would change effects by more than all that follows.
+        """
+        self._precision = torch.float64
+        self.module.to(torch.float64)
+        try:
+            with torch.no_grad():
+                self._call(inputs)
+        except RuntimeError:
+            self._precision = torch.float32
+            self.module.to(torch.float32)
 
     def parameters(self):
         """Return the penalised (d,) and the free (f,) parameters."""
         values = dict(self.module.named_parameters())
         vectors = {
-            True: torch.zeros(self.n_free, dtype=self.dtype, device=self.device),
-            False: torch.zeros(self.n_penalized, dtype=self.dtype, device=self.device),
+            True: torch.zeros(self.n_free, dtype=torch.float64, device=self.device),
+            False: torch.zeros(self.n_penalized, dtype=torch.float64, device=self.device),
         }
         for name, place in self.places.items():
             vectors[place.free][place.target] = values[name].flatten() / place.scale
@@ -128,6 +144,8 @@ class Network:
 
     def _call(self, inputs, parameters=None):
         """Return the outputs, at other values of some parameters where given."""
+        if inputs.is_floating_point():
+            inputs = inputs.to(self._precision)
         with torch.random.fork_rng(devices=[]):
             if parameters is None:
                 outputs = self.module(inputs)
@@ -147,12 +165,12 @@ class Network:
         penalized, free = [], []
         for (names, layer), (x, _), e in zip(self.layers, records, sensitivities, strict=True):
             for part in HANDLERS[type(layer)](layer, x, e):
-                self._add_blocks(part, names, penalized, free)
+                self._add_blocks(part.to(self.dtype), names, penalized, free)
         for name, values in self._explicit(inputs).items():
             place = self.places[name]
             values = values.reshape(*values.shape[:2], -1)
             (free if place.free else penalized).append(
-                DenseBlock(values * place.scale, place.target)
+                DenseBlock((values * place.scale).to(self.dtype), place.target)
             )
         return penalized, free
 

@@ -8,6 +8,8 @@ from scipy.linalg import lapack
 
 # A pivot with less than this share of its block's largest adds rounding, not information.
 _DEPENDENT = 1e-6
+# Rounding errors of a residual diagonal, in units of its entries' precision.
+_ROUNDED = 64
 
 
 class PivotedFactor(NamedTuple):
@@ -62,6 +64,8 @@ class RandomPivots:
         self._root = root
         self._generator = generator
         self.diagonal = diagonal.double()
+        # Less than this is what rounding leaves of a pivot: nothing to factorise.
+        self._floor = _ROUNDED * torch.finfo(root.dtype).eps * self.diagonal
         self.pivots = torch.empty(0, dtype=torch.long, device=diagonal.device)
         self.corner = torch.empty(0, 0, dtype=torch.float64, device=diagonal.device)
         self._buffer = torch.empty(
@@ -130,5 +134,5 @@ class RandomPivots:
         grown[new, new] = inner.corner.to(grown)
         self.corner = grown
         self.diagonal -= (self.mixed(self._buffer[:, new].contiguous()).double() ** 2).sum(1)
-        self.diagonal.clamp_(min=0.0)
+        self.diagonal[self.diagonal <= self._floor] = 0.0
         self.diagonal[drawn] = 0.0
