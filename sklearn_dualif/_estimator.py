@@ -298,6 +298,33 @@ class InfluenceEstimator(
         fit_influence(self, X, y, X_val, y_val, fit_params)
         return self
 
+    # Diagnostics -------------------------------------------------------------------------------
+
+    @property
+    def self_influence_(self):
+        return self._diagnostic("self_influence_")
+
+    @property
+    def influence_(self):
+        return self._diagnostic("influence_")
+
+    @property
+    def leverage_(self):
+        return self._diagnostic("leverage_")
+
+    @property
+    def effective_dimension_(self):
+        return self._diagnostic("effective_dimension_")
+
+    @property
+    def loo_loss_(self):
+        return self._diagnostic("loo_loss_")
+
+    def _diagnostic(self, name):
+        if "_diagnostics" not in vars(self):
+            raise AttributeError(f"{type(self).__name__} has no {name} yet. Call fit first.")
+        return self._diagnostics.compute()[name]
+
     # Single rows -------------------------------------------------------------------------------
 
     def influence(self, X, y=None, *, objective=None, order=None):
@@ -593,7 +620,7 @@ class InfluenceEstimator(
         rows = self._rows(indices)
         state = self._engine.removal_state(rows, order)
         estimator = deepcopy(self.estimator_)
-        removed = np.zeros(len(self.self_influence_), dtype=bool)
+        removed = np.zeros(self._n_features_out, dtype=bool)
         removed[rows.numpy()] = True
         self._engine.write(final_estimator(estimator), state, removed, order)
         return estimator
@@ -637,7 +664,7 @@ class InfluenceEstimator(
 
     @property
     def _n_features_out(self):
-        return len(self.self_influence_)
+        return len(self._sample_weight)
 
     def _choices(self, objective, order):
         from .objectives import resolve_objective
@@ -651,7 +678,7 @@ class InfluenceEstimator(
     def _rows(self, indices, *, keep_some=True):
         import torch
 
-        positions = check_positions(indices, len(self.self_influence_), keep_some=keep_some)
+        positions = check_positions(indices, self._n_features_out, keep_some=keep_some)
         return torch.from_numpy(positions.astype(np.int64))
 
     def _queries(self, X, y, objective):

@@ -82,12 +82,18 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
         )
     with _stage(progress, influence, 2):
         objective = resolve_objective(influence.objective, model)
-        values = _attributes(engine, objective, X_val, y_val, influence.order)
+        values = _attributes(engine)
+        diagnostics = Diagnostics(engine, objective)
+        if X_val is not None:
+            diagnostics.average_over(X_val, y_val)
+        if engine.curvature.name != "iterative":
+            diagnostics.compute()
     for name, value in values.items():
         setattr(influence, name, value)
     influence.estimator_ = fitted
     influence._conversion = conversion
     influence._engine = engine
+    influence._diagnostics = diagnostics
     influence._sample_weight = weights
     influence._train_index = X.index.copy() if hasattr(X, "iloc") else None
     # What a refit without some rows starts from; references, not copies.
@@ -221,27 +227,54 @@ def _sample_weight(own, X, y):
     )
 
 
-def _attributes(engine, objective, X_val, y_val, order):
-    """Return the fitted attributes by name."""
-    model, problem = engine.model, engine.problem
-    loss = TrainingLoss(model)
-    leverage = engine.leverage().numpy()
-    if X_val is None:
-        average = engine.training_influence(objective)
-    else:
-        features = model.features(X_val)
-        targets = model.targets.encode(y_val) if objective.requires_y else None
+class Diagnostics:
+    """What the single removals of the training rows say; computed when first asked for.
+
+    Parameters
+    ----------
+    engine : InfluenceEngine
+    objective : Objective
+        Of ``influence_``.
+    """
+
+    def __init__(self, engine, objective):
+        self._engine = engine
+        self._objective = objective
+        self._values = {}
+
+    def average_over(self, X, y):
+        """Let ``influence_`` be about the mean objective over these rows."""
+        engine, objective = self._engine, self._objective
+        model = engine.model
+        features = model.features(X)
+        targets = model.targets.encode(y) if objective.requires_y else None
         if targets is not None:
             check_consistent_length(np.empty(features.shape[0]), targets)
-        average = engine.mean_influence(features, targets, objective, order)
+        average = engine.mean_influence(features, targets, objective, engine.order)
+        self._values["influence_"] = average.numpy()
+
+    def compute(self):
+        """Return the fitted attributes by name."""
+        engine, model = self._engine, self._engine.model
+        if "leverage_" not in self._values:
+            leverage = engine.leverage().numpy()
+            self._values |= {
+                "self_influence_": engine.self_influence(TrainingLoss(model)).numpy(),
+                "leverage_": leverage,
+                "effective_dimension_": float(leverage.sum()),
+                "loo_loss_": model.loss.value(engine.problem.y, engine.loo_outputs()).numpy(),
+            }
+        if "influence_" not in self._values:
+            self._values["influence_"] = engine.training_influence(self._objective).numpy()
+        return self._values
+
+
+def _attributes(engine):
+    """Return the other fitted attributes by name."""
+    model, problem = engine.model, engine.problem
     ridge = engine.curvature.ridge.numpy()
     names = model.parameter_names(problem.features.shape[0])
     return {
-        "self_influence_": engine.self_influence(loss).numpy(),
-        "influence_": average.numpy(),
-        "leverage_": leverage,
-        "effective_dimension_": float(leverage.sum()),
-        "loo_loss_": model.loss.value(problem.y, engine.loo_outputs()).numpy(),
         "stationarity_": engine.stationarity,
         "solver_": engine.curvature.name,
         "solver_info_": engine.solver_info,

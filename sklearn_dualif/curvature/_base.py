@@ -46,6 +46,12 @@ class LeaveOneOut(NamedTuple):
     spread: torch.Tensor
 
 
+def first_order_removals(coefficients):
+    """Return a `LeaveOneOut` of coefficients (G, n, k) alone."""
+    degenerate = torch.zeros(coefficients.shape[1], dtype=torch.bool)
+    return LeaveOneOut(coefficients, None, None, degenerate, None)
+
+
 class Curvature(ABC):
     """Inverse Hessian at one expansion of the losses.
 
@@ -211,6 +217,10 @@ class Curvature(ABC):
             states = self.removal_states(rows, result)
             result.own[:, rows] = self.own_outputs(rows, states)
         return result
+
+    def first_order_removals(self):
+        """Return a `LeaveOneOut` with no more than first-order states take."""
+        return first_order_removals(self.expansion.gradient)
 
     def own_outputs(self, rows, states):
         """Return J_i state_i of each row under its own state: (G, b, k)."""
@@ -384,11 +394,10 @@ def definite_solve(matrices, columns):
     return torch.cholesky_solve(columns, lower)
 
 
-def without_span(vectors, directions):
-    """Return vectors (f,) less their part in the span of directions (f, m)."""
+def span(directions):
+    """Return an orthonormal basis (f, r) of the span of directions (f, m)."""
     basis, sizes, _ = torch.linalg.svd(directions, full_matrices=False)
-    basis = basis[:, sizes > 1e-8 * sizes.amax()] if directions.numel() else basis
-    return vectors - basis @ (basis.T @ vectors)
+    return basis[:, sizes > 1e-8 * sizes.amax()] if directions.numel() else basis
 
 
 def _definite_inverse(matrices):

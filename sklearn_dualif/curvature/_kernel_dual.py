@@ -17,7 +17,7 @@ from sklearn.utils import gen_batches
 
 from ..exceptions import SingularCurvatureError
 from ..linalg import inverse_from_cholesky, symmetric_pseudo_inverse
-from ._base import DEGENERATE, LeaveOneOut, complement_inverse, without_span
+from ._base import DEGENERATE, LeaveOneOut, complement_inverse, first_order_removals, span
 
 _BLOCK_DOUBLES = 2**24
 _KEPT_DOUBLES = 2**25
@@ -68,9 +68,12 @@ class KernelDual:
                 "working precision. Use a larger ridge (weight decay), or dtype='float64'."
             )
         inverse = inverse_from_cholesky(lower)
-        solved = inverse @ free
-        self.free_map = symmetric_pseudo_inverse(free.T @ solved) @ solved.T
-        self.inverse = inverse.addmm_(solved, self.free_map, alpha=-1.0) if self.n_free else inverse
+        self.free, self.free_image = free, inverse @ free
+        self.free_inverse = symmetric_pseudo_inverse(free.T @ self.free_image)
+        self.free_map = self.free_inverse @ self.free_image.T
+        self.inverse = inverse
+        if self.n_free:
+            self.inverse.addmm_(self.free_image, self.free_map, alpha=-1.0)
 
     @property
     def width(self):
@@ -137,7 +140,8 @@ class KernelDual:
             Keep the curvature of all rows and the whole ridge.
 
         Without the rows, but with the whole ridge, the Hessian has a closed inverse. The lost share
-        is iterated on top of it; each step is smaller by the share over the ridge.
+        is iterated on top of it; each step is smaller by the share over the ridge. Free parameters
+        that no other row determines stay as they are.
         """
         ridge, columns = self.ridge, torch.arange(len(positions))[:, None]
         rows = self.inverse[positions]  # (m, g, N)
@@ -147,6 +151,14 @@ class KernelDual:
         inverse, singular = complement_inverse(complement, may_vanish=self.n_free > 0)
         base = torch.zeros(self.width, len(positions), dtype=torch.float64)
         base[positions, columns] = lost
+        free, undetermined = torch.zeros(self.n_free, len(positions), dtype=torch.float64), {}
+        if not first_order:
+            for column in torch.nonzero(singular)[:, 0].tolist():
+                basis = self._undetermined(complement[column], positions[column])
+                undetermined[column] = basis
+                gradient = self.free[positions[column]].T @ lost[column]
+                free[:, column] = -self.free_inverse @ (basis @ (basis.T @ gradient)) / ridge
+                from_lost[:, column] -= self.free_image @ free[:, column]
         sources, image, multiple = base, from_lost, shares / ridge
         previous = None
         for _ in range(_SHIFT_STEPS):
@@ -163,13 +175,15 @@ class KernelDual:
             previous = p
             sources, image = base + shares * p, from_lost + shares * (self.inverse @ p)
             multiple = shares * (1.0 + multiple) / ridge
-        free = self.free_map @ direct
-        if not first_order:
-            for column in torch.nonzero(singular)[:, 0].tolist():
-                values, vectors = torch.linalg.eigh(complement[column])
-                null = self.free_map[:, positions[column]] @ vectors[:, values < DEGENERATE]
-                free[:, column] = without_span(free[:, column], null)
+        free += self.free_map @ direct
+        for column, basis in undetermined.items():
+            free[:, column] -= basis @ (basis.T @ free[:, column])
         return torch.cat([free, p, multiple[None]])[None]
+
+    def _undetermined(self, complement, positions):
+        """Return a basis of the free parameters (f, m) that only these rows' curvature sees."""
+        values, vectors = torch.linalg.eigh(complement)
+        return span(self.free_map[:, positions] @ vectors[:, values < DEGENERATE])
 
     # Removals ----------------------------------------------------------------------------------
 
@@ -207,6 +221,10 @@ class KernelDual:
         self._kept[first_order] = torch.cat(blocks, 2) if blocks else None
         degenerate = torch.zeros(n, dtype=torch.bool)
         return LeaveOneOut(coefficient[None], own_changes[None], leverage, degenerate, spread)
+
+    def first_order_removals(self):
+        """Return a `LeaveOneOut` with no more than first-order states take."""
+        return first_order_removals(self.expansion.coefficient)
 
     def removal_states(self, rows, leave_one_out, *, first_order=False):
         """Return the state of each single removal of ``rows``, (1, D, m)."""

@@ -172,8 +172,10 @@ class PrimalCurvature(Curvature):
         gradient = self._removed_gradient(rows, first_order)
         if share:
             gradient = gradient + self._pull(torch.full((1,), share, dtype=torch.float64))
-        if first_order:
-            return self.solve(gradient)
+        return self.solve(gradient) if first_order else self._solve_kept(gradient, rows, share)
+
+    def _solve_kept(self, gradient, rows, share):
+        """Solve with the Hessian of the rows that stay."""
         whitened = self.map.mT @ gradient
         kept = self._kept_hessian(rows, share)
         if not self.may_vanish:

@@ -6,11 +6,13 @@ span of the rows' gradients it is the dual one, whose size is that of the kernel
 number of parameters.
 """
 
+import copy
+
 import torch
 from sklearn.utils import gen_batches
 
 from ..linalg import append_rows, whiten_ridge, whiten_triangle
-from ._base import without_span
+from ._base import span
 from ._primal import PrimalCurvature
 
 _BLOCK_DOUBLES = 2**23
@@ -35,21 +37,32 @@ class TangentCurvature(PrimalCurvature):
 
     def _factorize(self):
         ridge = float(self.ridge[0])
-        self._hessian = None
+        self._lowered = {}
+        self._hessian = self._data_hessian(torch.arange(self.n_rows)) if ridge > 0 else None
+        whitening = None
         if ridge > 0:
-            hessian = torch.zeros(self.map_rows, self.map_rows, dtype=torch.float64)
-            for rows in gen_batches(self.n_rows, self._rows_per_block()):
-                block = self._root_rows(0, rows, None)
-                hessian += (block.T @ block).double().cpu()
-            whitening = whiten_ridge(hessian, ridge, self.n_free, spectral=False)
-            if whitening is not None:
-                self._hessian = hessian if self.shiftable else None
-                self._take(whitening)
-                return
-        upper = None
-        for rows in gen_batches(self.n_rows, self.map_rows):
-            upper = append_rows(upper, self._root_rows(0, rows, None).double().cpu())
-        self._take(whiten_triangle(upper, ridge, self.n_free, self.n_rows))
+            whitening = whiten_ridge(self._hessian, ridge, self.n_free, spectral=False)
+        if whitening is None:
+            self._hessian, upper = None, None
+            for rows in gen_batches(self.n_rows, self.map_rows):
+                upper = append_rows(upper, self._root_rows(0, rows, None).double().cpu())
+            whitening = whiten_triangle(upper, ridge, self.n_free, self.n_rows)
+        self._take(whitening)
+
+    def _data_hessian(self, rows):
+        """Return the part of the Hessian that comes from some rows."""
+        weighted = self.expansion.root[0, rows].flatten(1).any(1)
+        hessian = torch.zeros(self.map_rows, self.map_rows, dtype=torch.float64)
+        free = torch.zeros(self.n_free, self.map_rows, dtype=torch.float64)
+        for chunk in rows[weighted].split(self._rows_per_block()):
+            block = self._root_rows(0, chunk, None)
+            hessian += (block.T @ block).double().cpu()
+            if self.n_free and block.dtype != torch.float64:
+                free += (block[:, : self.n_free].double().T @ block.double()).cpu()
+        if bool(free.any()):
+            # Free parameters that no row determines are told by zeros, which rounding would hide.
+            hessian[: self.n_free], hessian[:, : self.n_free] = free, free.T
+        return hessian
 
     def _take(self, whitening):
         self.map = whitening.map[None]
@@ -61,6 +74,24 @@ class TangentCurvature(PrimalCurvature):
         if self._hessian is not None:
             hessian, self._hessian = self._hessian, None
             self._take(whiten_ridge(hessian, float(self.ridge[0]), self.n_free, spectral=True))
+
+    def _at(self, shift):
+        """Return this curvature with the ridge lowered; None where that takes a spectral map."""
+        value = float(shift[0])
+        if self._hessian is None or not bool((shift == value).all()):
+            self._diagonalize()
+            return None
+        if value not in self._lowered:
+            ridge = float(self.ridge[0]) - value
+            whitening = whiten_ridge(self._hessian, ridge, self.n_free, spectral=False)
+            if whitening is None:
+                self._diagonalize()
+                return None
+            lowered = copy.copy(self)
+            lowered.ridge = self.ridge - value
+            lowered._take(whitening)
+            self._lowered = {value: lowered}
+        return self._lowered[value]
 
     def _root_rows(self, block, rows, shift):
         return self._mixed(rows, self.features.values[rows]).flatten(0, 1)
@@ -104,8 +135,9 @@ class TangentCurvature(PrimalCurvature):
         return (values.T @ output_gradients[0].flatten(0, 1).to(values)).double().cpu()[None]
 
     def solve(self, gradients, shift=None):
-        if shift is not None:
-            self._diagonalize()
+        lowered = None if shift is None else self._at(shift)
+        if lowered is not None:
+            return lowered.solve(gradients)
         return super().solve(gradients, shift)
 
     def whitened_rows(self, rows):
@@ -113,8 +145,9 @@ class TangentCurvature(PrimalCurvature):
         return (values @ self.map[0].to(values))[None]
 
     def row_quadratics(self, rows, shift=None):
-        if shift is not None:
-            self._diagonalize()
+        lowered = None if shift is None else self._at(shift)
+        if lowered is not None:
+            return lowered.row_quadratics(rows)
         return super().row_quadratics(rows, shift).double().cpu()
 
     @property
@@ -124,14 +157,27 @@ class TangentCurvature(PrimalCurvature):
 
     def _drop(self, block, state, directions):
         """Leave free parameters as they were in the directions that nothing determines."""
+        basis = span(directions[: self.n_free])
         state = state.clone()
-        state[: self.n_free] = without_span(state[: self.n_free], directions[: self.n_free])
+        state[: self.n_free] -= basis @ (basis.T @ state[: self.n_free])
         return state
 
-    def remove(self, rows, *, first_order=False):
-        if self.group_share(rows) and not first_order:
+    def _to_least_norm(self, states, rows, flagged):
+        states = states.clone()
+        for column in torch.nonzero(flagged)[:, 0].tolist():
+            states[..., column] = PrimalCurvature.remove(self, rows[column : column + 1])[..., 0]
+        return states
+
+    def _solve_kept(self, gradient, rows, share):
+        if self._hessian is not None:
+            hessian = self._hessian - self._data_hessian(rows)
+            ridge = float(self.ridge[0]) - share
+            whitening = whiten_ridge(hessian, ridge, self.n_free, spectral=False)
+            if whitening is not None:
+                return whitening.map @ (whitening.map.mT @ gradient)
+        if share:
             self._diagonalize()
-        return super().remove(rows, first_order=first_order)
+        return super()._solve_kept(gradient, rows, share)
 
     def _kept_hessian(self, rows, share):
         kept = torch.eye(self.map.shape[2], dtype=torch.float64)

@@ -1,6 +1,7 @@
 """Answers about a trained model: one factorization, then a solve for every question."""
 
 import warnings
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -59,7 +60,6 @@ class InfluenceEngine:
         self._anchor_at(damping)
         self._orders = {}
         self._exact = None
-        self.own = self._own_changes(order)
         if not self.damped:
             self._warn_if_far(frozen)
 
@@ -140,8 +140,16 @@ class InfluenceEngine:
             self._orders[key] = self.curvature.leave_one_out(first_order=key == "first")
         return self._orders[key]
 
-    def _own_changes(self, order):
-        """Return each row's own output change when it is removed, (n, C)."""
+    def _removals(self, order):
+        """Return a `LeaveOneOut` with what states of removals take, and what is known besides."""
+        if order == "first" and order not in self._orders:
+            return self.curvature.first_order_removals()
+        return self.leave_one_out(order)
+
+    @cached_property
+    def own(self):
+        """Each row's own output change when it is removed, (n, C)."""
+        order = self.order
         result = self.leave_one_out(order)
         if order != "exact" or self._exact_is_newton():
             return self.problem.layout.to_outputs(result.own)
@@ -185,7 +193,7 @@ class InfluenceEngine:
         if order == "exact" and not self._exact_is_newton():
             yield from self._exact_states()
             return
-        result = self.leave_one_out(order)
+        result = self._removals(order)
         for rows in torch.arange(self.curvature.n_rows).split(self.curvature.columns_per_block()):
             yield rows, self.curvature.removal_states(rows, result, first_order=order == "first")
 
@@ -208,7 +216,7 @@ class InfluenceEngine:
         """Return each row's effect on the mean objective over the training rows, linear in it."""
         slope = objective.gradient(self.z, self.problem.y) / len(self.z)
         blocks = self.problem.layout.to_blocks(slope).unsqueeze(-1)
-        first, removals = self.order == "first", self.leave_one_out(self.order)
+        first, removals = self.order == "first", self._removals(self.order)
         return self.curvature.training_scores(blocks, removals, first_order=first)
 
     # Queries -----------------------------------------------------------------------------------

@@ -312,7 +312,7 @@ class NetworkEngine(InfluenceEngine):
                 columns = slice(int(rows[0]), int(rows[-1]) + 1)
                 dz = curvature.output_changes(design, states)
                 if rest is not None:
-                    removals = self.leave_one_out(order)
+                    removals = self._removals(order)
                     more = curvature.residual_changes(
                         rest, rows, removals, states, first_order=first
                     )
