@@ -98,8 +98,8 @@ class InfluenceEstimator(
     batch_size : int or None, default=None
         Query rows at a time. None: as many as fit a few tens of megabytes.
     dtype : {"float64", "float32"}, default="float64"
-        Precision of a network, its derivatives and its kernel. Matrices are factorised in double
-        precision.
+        Precision of a network's derivatives and kernel. The network itself is run, and matrices
+        are factorised, in double precision.
     device : str, torch.device or None, default=None
         Where a network, its derivatives and its kernel are computed. None: the processor.
     n_jobs : int or None, default=None
@@ -113,7 +113,8 @@ class InfluenceEstimator(
     Attributes
     ----------
     estimator_ : estimator
-        The fitted clone.
+        The fitted clone. With ``solver="iterative"``, the next five are computed when they are
+        first asked for.
     self_influence_ : (n_train,) array
         Effect of removing row i on its own loss. Large for atypical and mislabelled rows.
     influence_ : (n_train,) array
