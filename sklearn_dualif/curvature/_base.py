@@ -46,12 +46,6 @@ class LeaveOneOut(NamedTuple):
     spread: torch.Tensor
 
 
-def first_order_removals(coefficients):
-    """Return a `LeaveOneOut` of coefficients (G, n, k) alone."""
-    degenerate = torch.zeros(coefficients.shape[1], dtype=torch.bool)
-    return LeaveOneOut(coefficients, None, None, degenerate, None)
-
-
 class Curvature(ABC):
     """Inverse Hessian at one expansion of the losses.
 
@@ -217,10 +211,6 @@ class Curvature(ABC):
             states = self.removal_states(rows, result)
             result.own[:, rows] = self.own_outputs(rows, states)
         return result
-
-    def first_order_removals(self):
-        """Return a `LeaveOneOut` with no more than first-order states take."""
-        return first_order_removals(self.expansion.gradient)
 
     def own_outputs(self, rows, states):
         """Return J_i state_i of each row under its own state: (G, b, k)."""

@@ -17,7 +17,7 @@ from sklearn.utils import gen_batches
 
 from ..exceptions import SingularCurvatureError
 from ..linalg import inverse_from_cholesky, symmetric_pseudo_inverse
-from ._base import DEGENERATE, LeaveOneOut, complement_inverse, first_order_removals, span
+from ._base import DEGENERATE, LeaveOneOut, complement_inverse, span
 
 _BLOCK_DOUBLES = 2**24
 _KEPT_DOUBLES = 2**25
@@ -221,10 +221,6 @@ class KernelDual:
         self._kept[first_order] = torch.cat(blocks, 2) if blocks else None
         degenerate = torch.zeros(n, dtype=torch.bool)
         return LeaveOneOut(coefficient[None], own_changes[None], leverage, degenerate, spread)
-
-    def first_order_removals(self):
-        """Return a `LeaveOneOut` with no more than first-order states take."""
-        return first_order_removals(self.expansion.coefficient)
 
     def removal_states(self, rows, leave_one_out, *, first_order=False):
         """Return the state of each single removal of ``rows``, (1, D, m)."""

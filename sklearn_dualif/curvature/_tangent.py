@@ -12,7 +12,7 @@ import torch
 from sklearn.utils import gen_batches
 
 from ..linalg import append_rows, whiten_ridge, whiten_triangle
-from ._base import span
+from ._base import LeaveOneOut, span
 from ._primal import PrimalCurvature
 
 _BLOCK_DOUBLES = 2**23
@@ -139,6 +139,11 @@ class TangentCurvature(PrimalCurvature):
         if lowered is not None:
             return lowered.solve(gradients)
         return super().solve(gradients, shift)
+
+    def first_order_removals(self):
+        """Return a `LeaveOneOut` with no more than first-order states take."""
+        degenerate = torch.zeros(self.n_rows, dtype=torch.bool)
+        return LeaveOneOut(self.expansion.gradient, None, None, degenerate, None)
 
     def whitened_rows(self, rows):
         values = self.row_design(rows)

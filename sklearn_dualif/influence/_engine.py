@@ -141,9 +141,7 @@ class InfluenceEngine:
         return self._orders[key]
 
     def _removals(self, order):
-        """Return a `LeaveOneOut` with what states of removals take, and what is known besides."""
-        if order == "first" and order not in self._orders:
-            return self.curvature.first_order_removals()
+        """Return a `LeaveOneOut` with at least what states of removals take."""
         return self.leave_one_out(order)
 
     @cached_property

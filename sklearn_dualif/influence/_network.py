@@ -264,6 +264,11 @@ class NetworkEngine(InfluenceEngine):
     def _exact_is_newton(self):
         return False
 
+    def _removals(self, order):
+        if order == "first" and isinstance(self.curvature, TangentCurvature):
+            return self.curvature.first_order_removals()
+        return super()._removals(order)
+
     @cached_property
     def _optimum(self):
         problem = self.problem
