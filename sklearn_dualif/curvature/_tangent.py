@@ -11,7 +11,7 @@ import copy
 import torch
 from sklearn.utils import gen_batches
 
-from ..linalg import append_rows, whiten_ridge, whiten_triangle
+from ..linalg import append_rows, column_gram, whiten_ridge, whiten_triangle
 from ._base import LeaveOneOut, span
 from ._primal import PrimalCurvature
 
@@ -56,7 +56,7 @@ class TangentCurvature(PrimalCurvature):
         free = torch.zeros(self.n_free, self.map_rows, dtype=torch.float64)
         for chunk in rows[weighted].split(self._rows_per_block()):
             block = self._root_rows(0, chunk, None)
-            hessian += (block.T @ block).double().cpu()
+            hessian += column_gram(block)
             if self.n_free and block.dtype != torch.float64:
                 free += (block[:, : self.n_free].double().T @ block.double()).cpu()
         if bool(free.any()):
@@ -132,7 +132,9 @@ class TangentCurvature(PrimalCurvature):
 
     def sum_gradients(self, output_gradients):
         values = self.features.values.flatten(0, 1)
-        return (values.T @ output_gradients[0].flatten(0, 1).to(values)).double().cpu()[None]
+        # Few columns against many rows: as a wide product, several times as fast as a tall one.
+        columns = output_gradients[0].flatten(0, 1).to(values).T.contiguous()
+        return (columns @ values).T.double().cpu()[None]
 
     def solve(self, gradients, shift=None):
         lowered = None if shift is None else self._at(shift)
@@ -189,7 +191,7 @@ class TangentCurvature(PrimalCurvature):
         for chunk in rows.split(self._rows_per_block()):
             group = self._root_rows(0, chunk, None)
             group = group @ self.map[0].to(group)
-            kept -= (group.T @ group).double().cpu()
+            kept -= column_gram(group)
         if share:
             kept -= share * torch.diag(self.inverse_spectrum[0])
         return kept[None]

@@ -1,6 +1,6 @@
 """Factorizations of symmetric positive (semi)definite matrices; knows no model and no loss."""
 
-from ._definite import inverse_from_cholesky, symmetric_pseudo_inverse
+from ._definite import column_gram, inverse_from_cholesky, symmetric_pseudo_inverse
 from ._memory import parse_bytes
 from ._pivoted import PivotedFactor, RandomPivots, pivoted_cholesky
 from ._whitening import (
@@ -16,6 +16,7 @@ __all__ = [
     "RandomPivots",
     "Whitening",
     "append_rows",
+    "column_gram",
     "inverse_from_cholesky",
     "parse_bytes",
     "pivoted_cholesky",
