@@ -31,11 +31,11 @@ class LeaveOneOut(NamedTuple):
         The states of `Curvature.removal_states` are linear in these.
     own : (G, n, k) tensor
         Change of row i's outputs when row i is removed.
-    leverage : (n,) tensor
+    leverage : (n,) tensor or None
         Trace of the hat matrix block of each row.
     degenerate : (n,) bool tensor
         Rows that alone determine a direction of the parameters (leverage 1 without a ridge).
-    spread : (n,) tensor
+    spread : (n,) tensor or None
         ``r_i^T Q_ii r_i``: squared length of each row's first-order removal in the Hessian's norm.
     """
 
@@ -193,19 +193,19 @@ class Curvature(ABC):
 
     # Leave-one-out -----------------------------------------------------------------------------
 
-    def leave_one_out(self, *, first_order=False):
+    def leave_one_out(self, *, first_order=False, measured=True):
         """Prepare every single removal: coefficients, own output changes and leverages.
 
-        With ``first_order`` the classical infinitesimal coefficients, else Newton's.
+        With ``first_order`` the classical infinitesimal coefficients, else Newton's. Not
+        ``measured``, leverage and spread are left out where they cost more.
         """
         parts = [
-            self._leave_out_block(rows, first_order)
+            self._leave_out_block(rows, first_order, measured)
             for rows in gen_batches(self.n_rows, self._rows_per_block())
         ]
         coefficients, own, *rest = zip(*parts, strict=True)
-        result = LeaveOneOut(
-            torch.cat(coefficients, 1), torch.cat(own, 1), *(torch.cat(part) for part in rest)
-        )
+        rest = [None if part[0] is None else torch.cat(part) for part in rest]
+        result = LeaveOneOut(torch.cat(coefficients, 1), torch.cat(own, 1), *rest)
         if bool(result.degenerate.any()) and not first_order:
             rows = torch.nonzero(result.degenerate)[:, 0]
             states = self.removal_states(rows, result)
@@ -221,23 +221,22 @@ class Curvature(ABC):
             values = values + torch.einsum("kf,gfn->gnk", self.free, states[:, : self.n_free])
         return values
 
-    def _leave_out_block(self, rows, first_order):
+    def _leave_out_block(self, rows, first_order, measured):
         root = self.expansion.root[:, rows]
         gradient = self.expansion.gradient[:, rows]
-        quadratics = self.row_quadratics(rows)
-        hat = _sandwich(root, quadratics)
-        leverage = _trace(hat).sum(0) * self._outputs_per_factor()
-        first = _apply(quadratics, gradient)
-        spread = (first * gradient).sum((0, 2))
+        shift = None if first_order or self.shares is None else self.shares[rows]
+        leverage = spread = None
+        if measured or shift is None:
+            quadratics = self.row_quadratics(rows)
+            hat, first = _sandwich(root, quadratics), _apply(quadratics, gradient)
+            leverage = _trace(hat).sum(0) * self._outputs_per_factor()
+            spread = (first * gradient).sum((0, 2))
         pull = 0.0
         if self.shares is not None:
-            shift = None if first_order else self.shares[rows]
-            moved = self.solve(self._pull(self.shares[rows]), shift)
-            pull = self.own_outputs(rows, moved)
-            if not first_order:
-                quadratics = self.row_quadratics(rows, shift)
-                first = _apply(quadratics, gradient)
-                hat = _sandwich(root, quadratics)
+            pull = self.own_outputs(rows, self.solve(self._pull(self.shares[rows]), shift))
+        if shift is not None:
+            quadratics = self.row_quadratics(rows, shift)
+            hat, first = _sandwich(root, quadratics), _apply(quadratics, gradient)
         own = first + pull
         degenerate = torch.zeros(own.shape[1], dtype=torch.bool)
         if first_order:

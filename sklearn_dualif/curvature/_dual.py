@@ -220,9 +220,9 @@ class DualCurvature(Curvature):
             columns.append(self.own_outputs(rows, solved))
         return torch.stack(columns, -1)
 
-    def _leave_out_block(self, rows, first_order):
+    def _leave_out_block(self, rows, first_order, measured):
         if not self.has_coefficients:
-            return super()._leave_out_block(rows, first_order)
+            return super()._leave_out_block(rows, first_order, measured)
         rows = torch.arange(self.n_rows)[rows]
         blocks, q = self.root.shape[0], self.rank_per_row
         columns = self._project_rows(rows)

@@ -265,9 +265,17 @@ class NetworkEngine(InfluenceEngine):
         return False
 
     def _removals(self, order):
-        if order == "first" and isinstance(self.curvature, TangentCurvature):
-            return self.curvature.first_order_removals()
+        if isinstance(self.curvature, TangentCurvature):
+            return self._first_removals if order == "first" else self._newton_removals
         return super()._removals(order)
+
+    @cached_property
+    def _first_removals(self):
+        return self._orders.get("first") or self.curvature.first_order_removals()
+
+    @cached_property
+    def _newton_removals(self):
+        return self._orders.get("newton") or self.curvature.leave_one_out(measured=False)
 
     @cached_property
     def _optimum(self):
