@@ -154,16 +154,15 @@ class _Factor:
             yield self.matrix[rows, rows]
 
 
-def exact_effects(recipe, newton):
-    """Return the effects (n_test, n_train) by name, "first" and where asked for "newton".
+def exact_effects(recipe):
+    """Return the effects (n_test, n_train) by name, "first" and "newton".
 
     The effects are on the log loss of the test rows. Kept on disk, for they take minutes.
     """
-    names = ["first", "newton"] if newton else ["first"]
-    return kept(f"{recipe.name}-exact-{'-'.join(names)}", lambda: _effects(recipe, newton))
+    return kept(f"{recipe.name}-exact-first-newton", lambda: _effects(recipe))
 
 
-def _effects(recipe, newton):
+def _effects(recipe):
     module = recipe.module()  # trained in float32, before the default changes
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
@@ -173,12 +172,12 @@ def _effects(recipe, newton):
             (torch.from_numpy(rows).double(), torch.from_numpy(labels))
             for rows, labels in (recipe.train, recipe.test)
         )
-        return _effects_of(module, X, y, X_test, y_test, newton)
+        return _effects_of(module, X, y, X_test, y_test)
     finally:
         torch.set_default_dtype(before)
 
 
-def _effects_of(module, X, y, X_test, y_test, newton):
+def _effects_of(module, X, y, X_test, y_test):
     n = len(y)
     ridge = DECAY * n
     z, heads = capture(module, X)
@@ -194,11 +193,10 @@ def _effects_of(module, X, y, X_test, y_test, newton):
     solved = factor.solve(kernel(heads, target))  # (n h, t)
     effects = torch.einsum("nh,nht->tn", c, solved.view(n, heads.each, -1))
     share = pushed(target, module)[:, 0] - (solved.T @ moved)[:, 0]
-    found = {"first": (effects + DECAY / ridge * share[:, None]).numpy()}
-    if newton:
-        del factor
-        found["newton"] = _newton(module, heads, c, moved, test_heads, z_test, y_test).numpy()
-    return found
+    first = (effects + DECAY / ridge * share[:, None]).numpy()
+    del factor
+    newton = _newton(module, heads, c, moved, test_heads, z_test, y_test).numpy()
+    return {"first": first, "newton": newton}
 
 
 def _newton(module, heads, c, moved, test_heads, z_test, y_test):

@@ -147,6 +147,24 @@ class TangentCurvature(PrimalCurvature):
         degenerate = torch.zeros(self.n_rows, dtype=torch.bool)
         return LeaveOneOut(self.expansion.gradient, None, None, degenerate, None)
 
+    def first_order_changes(self, design, rest):
+        """Yield (rows, changes (t, b)) of one head of each query under first-order removals.
+
+        Solves for the queries, where `removal_states` does for the rows. ``rest`` is what
+        `residual` returned for them.
+        """
+        coefficients = self.expansion.gradient
+        covector = design[:, 0] if rest is None else design[:, 0] - rest[1][:, 0] / self.ridge
+        solved = self.solve(covector.double().cpu().T[None])[0].T
+        for rows in torch.arange(self.n_rows).split(self.columns_per_block()):
+            gradients = self.row_gradients(rows, coefficients[:, rows])
+            if self.shares is not None:
+                gradients = gradients + self._pull(self.shares[rows])
+            changes = solved @ gradients[0]
+            if rest is not None:
+                changes += self._own_residual(rest[0], rows, coefficients)[:, 0] / self.ridge
+            yield rows, changes
+
     def whitened_rows(self, rows):
         values = self.row_design(rows)
         return (values @ self.map[0].to(values))[None]
@@ -294,17 +312,20 @@ class NystromCurvature(TangentCurvature):
         folded = (kernel.flatten(0, 1) @ weighted.flatten(0, 1)).view(*design.shape[:2], -1)
         return kernel.unflatten(2, (self.n_rows, -1)), folded
 
-    def residual_changes(self, rest, rows, leave_one_out, states, *, first_order=False):
-        """Return what `residual` adds to changes under single removals of ``rows``, (t, h, m)."""
+    def residual_changes(self, rest, rows, leave_one_out, states):
+        """Return what `residual` adds to changes under Newton's single removals, (t, h, m)."""
         kernel, folded = rest
-        own = self._source(rows, leave_one_out.coefficients[0, rows])
-        own = self.weighted_heads(own, rows)[..., 0].to(kernel)
-        change = torch.einsum("thmq,mq->thm", kernel[:, :, rows], own).double().cpu()
+        change = self._own_residual(kernel, rows, leave_one_out.coefficients)
         moved = self.outputs(folded, states)[0]
         ridge = self.ridge[0].expand(len(rows))
-        if self.shares is not None and not first_order:
+        if self.shares is not None:
             ridge = ridge - self.shares[rows]
         return (change - moved) / ridge
+
+    def _own_residual(self, kernel, rows, coefficients):
+        """Return the kernel (t, h, n, q) times the sources of rows themselves, (t, h, b)."""
+        own = self.weighted_heads(self._source(rows, coefficients[0, rows]), rows)[..., 0]
+        return torch.einsum("thmq,mq->thm", kernel[:, :, rows], own.to(kernel)).double().cpu()
 
     def weighted_heads(self, values, rows=slice(None)):
         """Return what rows' own coordinates leave of values (n, q, m) of their heads."""

@@ -321,14 +321,16 @@ class NetworkEngine(InfluenceEngine):
             heads = part.heads(root)
             design = curvature.design_of(heads)
             rest = None if order == "exact" else curvature.residual(heads, design)
+            if first and isinstance(curvature, TangentCurvature):
+                for rows, effects in curvature.first_order_changes(design, rest):
+                    yield queries, slice(int(rows[0]), int(rows[-1]) + 1), effects
+                continue
             for rows, states in self._removal_states(order):
                 columns = slice(int(rows[0]), int(rows[-1]) + 1)
                 dz = curvature.output_changes(design, states)
                 if rest is not None:
                     removals = self._removals(order)
-                    more = curvature.residual_changes(
-                        rest, rows, removals, states, first_order=first
-                    )
+                    more = curvature.residual_changes(rest, rows, removals, states)
                     dz = dz + more.transpose(1, 2)
                 if linear:
                     yield queries, columns, dz[..., 0]
