@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -161,6 +163,19 @@ def test_biases_that_only_removed_rows_see_stay(solver):
     expected[kept] = np.linalg.solve(hessian[kept][:, kept], gradient[kept])
     change = influence.parameter_change(np.arange(6))
     np.testing.assert_allclose(change, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_diagnostics_of_the_low_rank_form_wait_until_they_are_asked_for(digits):
+    model, X, y, X_query, y_query = digits
+    influence = InfluenceEstimator(model, solver="iterative", tol=1e-2, random_state=0)
+    assert not hasattr(influence, "leverage_")
+    influence.fit(X, y, X_val=X_query, y_val=y_query)
+    later = pickle.loads(pickle.dumps(influence))
+    average = influence.influence(X_query, y_query).mean(0)
+    np.testing.assert_allclose(influence.influence_, average, rtol=1e-9, atol=1e-12)
+    for name in ("self_influence_", "leverage_", "loo_loss_", "influence_"):
+        np.testing.assert_allclose(getattr(later, name), getattr(influence, name), rtol=1e-9)
+    assert later.effective_dimension_ == pytest.approx(later.leverage_.sum())
 
 
 def test_pivots_come_from_random_state(digits):

@@ -13,7 +13,7 @@ from sklearn.neural_network import MLPRegressor
 from torch import nn
 
 from sklearn_dualif import InfluenceEstimator, TorchModel
-from sklearn_dualif.exceptions import InfluenceWarning, UnsupportedModelError
+from sklearn_dualif.exceptions import InfluenceWarning, NotStationaryWarning, UnsupportedModelError
 from sklearn_dualif.kernels import Network, TangentFeatures
 
 X, Y = normal(20, 5, 4), np.arange(20) % 2
@@ -163,3 +163,28 @@ def test_a_row_without_weight_is_not_the_last_of_its_class():
     with pytest.warns(InfluenceWarning, match="not at an optimum"):
         influence = InfluenceEstimator(model).fit(X[:, 0], Y, sample_weight=(Y == 1) * 1.0)
     assert (influence.parameter_change([0]) == 0.0).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_module_that_insists_on_single_precision_runs_in_it(dtype):
+    def forward(net, x):
+        state = torch.zeros(len(x), 3, dtype=torch.float32)
+        return net.head((x.float() @ net.a.weight.T + state).tanh())
+
+    net = module(forward, a=lambda: nn.Linear(4, 3, bias=False), head=lambda: nn.Linear(3, 2))
+    net = net.float()
+    rows = X[:, 0].astype(np.float32)
+    plain = module(
+        lambda m, x: m.head(m.a(x).tanh()),
+        a=lambda: nn.Linear(4, 3, bias=False),
+        head=lambda: nn.Linear(3, 2),
+    )
+    effects = []
+    for each, values in ((net, rows), (plain, rows.astype(float))):
+        model = TorchModel(each, weight_decay=0.1)
+        influence = InfluenceEstimator(model, dtype=dtype, order="first")
+        with pytest.warns(NotStationaryWarning):
+            influence.fit(values, Y)
+        effects.append(influence.influence(values, Y))
+    gap = np.linalg.norm(effects[0] - effects[1])
+    assert gap < 1e-4 * np.linalg.norm(effects[1])

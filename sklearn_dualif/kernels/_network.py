@@ -117,6 +117,7 @@ class Network:
         except RuntimeError:
             self._precision = torch.float32
             self.module.to(torch.float32)
+        self._tolerance = max(_TOLERANCE[self._precision], _TOLERANCE[self.dtype])
 
     def parameters(self):
         """Return the penalised (d,) and the free (f,) parameters."""
@@ -365,7 +366,7 @@ class Network:
             for block in blocks:
                 block.add_pushed(change.unsqueeze(-1), directions[free])
         gap = (self._call(inputs, moved) - z - change).abs().max()
-        return bool(gap <= 100 * _TOLERANCE[self.dtype] * change.abs().max())
+        return bool(gap <= 100 * self._tolerance * change.abs().max())
 
     def _alone_as_together(self, inputs, together):
         """Tell whether a row by itself has the outputs that it has among others."""
@@ -397,7 +398,7 @@ class Network:
         for name, place in self.places.items():
             found = sums[place.free][place.target, 0] / place.scale
             gap = (found - expected[name].flatten()).abs().max()
-            if not float(gap) <= _TOLERANCE[self.dtype] * max(scale, 1e-30):
+            if not float(gap) <= self._tolerance * max(scale, 1e-30):
                 wrong.add(name)
         return wrong
 
