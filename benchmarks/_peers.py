@@ -22,8 +22,8 @@ from torch.func import functional_call, grad, hessian, jacrev, vmap
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-PYDVL_PYTHON = os.environ.get("PYDVL_PYTHON", "/tmp/pydvlvenv/bin/python")
-"""pyDVL needs NumPy < 2, and so an environment of its own."""
+PYDVL_PYTHON = os.environ.get("PYDVL_PYTHON")
+"""pyDVL needs NumPy < 2, and so an environment of its own; None: it takes no part."""
 
 
 def loader(rows, size=None):

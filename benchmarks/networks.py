@@ -132,8 +132,8 @@ def peers(recipe, module, names):
     for name in names:
         package, function = PEERS[name]
         if package == "pyDVL":
-            here = Path(_peers.PYDVL_PYTHON).exists()
-            reason = f"skipped, no Python at {_peers.PYDVL_PYTHON} (set PYDVL_PYTHON)"
+            here = bool(_peers.PYDVL_PYTHON) and Path(_peers.PYDVL_PYTHON).exists()
+            reason = "skipped, PYDVL_PYTHON names no Python"
         else:
             here, reason = find_spec(package) is not None, f"skipped, {package} is not installed"
         if here:

@@ -116,10 +116,16 @@ def test_the_error_that_is_stated_is_the_error(digits):
 def test_the_error_that_is_stated_holds_on_unseen_rows(digits, exact, tol):
     model, X, y, X_query, y_query = digits
     influence = InfluenceEstimator(model, solver="iterative", tol=tol, random_state=0).fit(X, y)
-    expected = exact.influence(X_query, y_query, order="first")
-    error = gap(influence.influence(X_query, y_query, order="first"), expected)
     stated = influence.solver_info_["relative_error"]
-    assert stated / 3 < error < 3 * stated
+    errors = {}
+    for order in ("first", "newton"):
+        expected = exact.influence(X_query, y_query, order=order)
+        errors[order] = gap(influence.influence(X_query, y_query, order=order), expected)
+    assert stated / 3 < errors["first"] < 3 * stated
+    assert errors["newton"] < 2 * stated
+    # Rows' own blocks are exact but for the other rows' part in them.
+    assert gap(influence.leverage_, exact.leverage_) < 2 * stated
+    assert gap(influence.self_influence_, exact.self_influence_) < stated
 
 
 def test_what_single_precision_cannot_reach_is_said(digits, exact):
@@ -133,6 +139,18 @@ def test_what_single_precision_cannot_reach_is_said(digits, exact):
     expected = exact.influence(X_query, y_query, order="first")
     error = gap(influence.influence(X_query, y_query, order="first"), expected)
     assert error < 3 * stated < 1e-2
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("kept", [15, 60])
+def test_large_groups_leave_by_newton_as_in_the_dual_form(digits, exact, kept, dtype):
+    model, X, y, X_query, y_query = digits
+    influence = InfluenceEstimator(
+        model, solver="iterative", tol=1e-4, dtype=dtype, random_state=0
+    ).fit(X, y)
+    rows = np.arange(kept, 90)
+    found, expected = (each.output_change(rows, X_query) for each in (influence, exact))
+    assert gap(found, expected) < 2e-3
 
 
 @pytest.mark.parametrize("solver", ["primal", "dual", "iterative"])

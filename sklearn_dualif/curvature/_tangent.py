@@ -72,7 +72,7 @@ class TangentCurvature(PrimalCurvature):
     def _diagonalize(self):
         """Bring the map into the form in which the ridge can be shifted; it costs more."""
         if self._hessian is not None:
-            hessian, self._hessian = self._hessian, None
+            hessian, self._hessian, self._lowered = self._hessian, None, {}
             self._take(whiten_ridge(hessian, float(self.ridge[0]), self.n_free, spectral=True))
 
     def _at(self, shift):
@@ -173,6 +173,10 @@ class TangentCurvature(PrimalCurvature):
         lowered = None if shift is None else self._at(shift)
         if lowered is not None:
             return lowered.row_quadratics(rows)
+        return self._quadratics(rows, shift)
+
+    def _quadratics(self, rows, shift):
+        """Return `row_quadratics` from this map itself."""
         return super().row_quadratics(rows, shift).double().cpu()
 
     @property
@@ -195,7 +199,12 @@ class TangentCurvature(PrimalCurvature):
 
     def _solve_kept(self, gradient, rows, share):
         if self._hessian is not None:
-            hessian = self._hessian - self._data_hessian(rows)
+            kept = torch.ones(self.n_rows, dtype=torch.bool)
+            kept[rows] = False
+            if 2 * len(rows) > self.n_rows:
+                hessian = self._data_hessian(torch.nonzero(kept)[:, 0])
+            else:
+                hessian = self._hessian - self._data_hessian(rows)
             ridge = float(self.ridge[0]) - share
             whitening = whiten_ridge(hessian, ridge, self.n_free, spectral=False)
             if whitening is not None:
@@ -279,9 +288,9 @@ class NystromCurvature(TangentCurvature):
     def sum_gradients(self, output_gradients):
         return super().sum_gradients((self._damping @ output_gradients[0])[None])
 
-    def row_quadratics(self, rows, shift=None):
+    def _quadratics(self, rows, shift):
         ridge = self.ridge if shift is None else (self.ridge - shift)[:, None, None]
-        return super().row_quadratics(rows, shift) + self._own_part(rows) / ridge
+        return super()._quadratics(rows, shift) + self._own_part(rows) / ridge
 
     def _own_part(self, rows):
         """Return what rows' own coordinates add to ``ridge J_i H^{-1} J_i^T``."""

@@ -1,8 +1,8 @@
 r"""A network's kernel to low rank, grown until a measured error is small enough.
 
-With pivots ``P`` the kernel of the heads is ``A = L L^T + E``, and ``M = rho I + A`` is solved by
-``M^ = rho I + L L^T`` in place of it. For a query with kernel column ``b`` the solution is
-``x = M^{-1} b`` and the error of it
+With pivots ``P`` the kernel of the heads is ``A = L L^T + E``. ``M = rho I + A`` is solved by
+``M^ = rho I + L L^T + blockdiag(E_ii)`` in place of it, which lacks the blocks of ``E`` between
+different rows. For a query with kernel column ``b`` the solution is ``x = M^^{-1} b`` and its error
 
 .. math:: M^{-1} b - x = M^{-1} (b - M x) \approx \hat M^{-1} (b - M x),
 

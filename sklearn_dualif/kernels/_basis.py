@@ -163,7 +163,9 @@ class NystromDesign(TangentDesign):
         self.heads, self.root = heads, root
         inside = self._inside(values)
         left_out = features.output_heads.diagonal_blocks() - inside @ inside.mT
-        self.left_out = left_out.double().cpu()
+        # Positive semidefinite but for rounding.
+        values, vectors = torch.linalg.eigh(left_out.double().cpu())
+        self.left_out = (vectors * values.clamp(min=0.0).unsqueeze(1)) @ vectors.mT
 
     def lift_residual(self, weights):
         """Return the parameters (d, m) that weights (n, q, m) of the training heads add."""

@@ -110,11 +110,11 @@ class Network:
         single precision rounds away there would change effects by more than all that follows.
         """
         self._precision = torch.float64
-        self.module.to(torch.float64)
         try:
+            self.module.to(torch.float64)
             with torch.no_grad():
                 self._call(inputs)
-        except RuntimeError:
+        except (RuntimeError, TypeError):  # TypeError: devices without double precision
             self._precision = torch.float32
             self.module.to(torch.float32)
         self._tolerance = max(_TOLERANCE[self._precision], _TOLERANCE[self.dtype])

@@ -34,7 +34,7 @@ def column_gram(rows):
 
     By SciPy's BLAS on a processor: ``syrk`` does half the work of a general product.
     """
-    if rows.is_cuda or not len(rows):
+    if rows.device.type != "cpu" or not len(rows):
         return (rows.T @ rows).double().cpu()
     values = rows.contiguous().numpy().T
     upper = blas.get_blas_funcs("syrk", [values])(1.0, values, lower=0)
