@@ -276,6 +276,7 @@ def _attributes(engine):
     names = model.parameter_names(problem.features.shape[0])
     return {
         "stationarity_": engine.stationarity,
+        "relative_move_": model.relative_move if isinstance(model, NetworkModel) else None,
         "solver_": engine.curvature.name,
         "solver_info_": engine.solver_info,
         "ridge_": float(ridge[0]) if np.ptp(ridge) == 0 else ridge.copy(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -312,6 +313,63 @@ def test_outputs_of_a_poisson_perceptron_are_means(solver):
     dz = output_changes(dense.J_query, dense.step(ROWS, "newton"))
     change = influence.output_change(ROWS, X)
     assert relative(change, np.exp(dense.z_query + dz) - np.exp(dense.z_query)) < TIGHT
+
+
+def glorot_draws(widths, factor, seed):
+    """Return the parameters that scikit-learn draws for a perceptron."""
+    rng, drawn = np.random.RandomState(seed), []
+    for before, after in pairwise(widths):
+        bound = np.sqrt(factor / (before + after))
+        drawn.append(rng.uniform(-bound, bound, (before, after)))
+        drawn.append(rng.uniform(-bound, bound, after))
+    return np.concatenate([part.ravel() for part in drawn])
+
+
+@pytest.mark.parametrize("activation", ["tanh", "logistic"])
+@pytest.mark.parametrize(
+    "make, y, n_outputs",
+    [
+        (MLPClassifier, np.arange(30) % 2, 1),
+        (MLPClassifier, np.array(["a", "b", "c"])[np.arange(30) % 3], 3),
+        (MLPClassifier, normal(30, 2) > 0, 2),
+        (MLPRegressor, normal(30), 1),
+        (MLPRegressor, normal(30, 2), 2),
+    ],
+    ids=["binary", "multiclass", "multilabel", "regression", "multi-output"],
+)
+def test_relative_move_of_a_perceptron(make, y, n_outputs, activation):
+    X = normal(30, 4)
+    model = make(
+        hidden_layer_sizes=(6, 5),
+        activation=activation,
+        solver="lbfgs",
+        alpha=0.5,
+        max_iter=5000,
+        random_state=3,
+    )
+    influence = fit_quietly(InfluenceEstimator(model, parameters=["*"]), X, y)
+    fitted = influence.estimator_
+    parts = zip(fitted.coefs_, fitted.intercepts_, strict=True)
+    found = np.concatenate([part.ravel() for layer in parts for part in layer])
+    start = glorot_draws((4, 6, 5, n_outputs), 2 if activation == "logistic" else 6, 3)
+    expected = np.linalg.norm(found - start) / np.linalg.norm(start)
+    assert influence.relative_move_ == pytest.approx(expected, rel=1e-12)
+    unknown = clone(influence).set_params(estimator__random_state=np.random.RandomState(3))
+    assert fit_quietly(unknown, X, y).relative_move_ is None
+
+
+def test_relative_move_of_an_expansion():
+    module, expansion, X, _ = expansion_problem(2)
+    with torch.no_grad():
+        for parameter in expansion.parameters():
+            parameter.mul_(1.5)
+    influence = InfluenceEstimator(TorchModel(expansion, weight_decay=0.1))
+    influence = fit_quietly(influence, X, np.arange(len(X)) % 2)
+    assert influence.relative_move_ == pytest.approx(0.5)
+    other = fit_quietly(
+        InfluenceEstimator(TorchModel(module, weight_decay=0.1)), X, np.arange(len(X)) % 2
+    )
+    assert other.relative_move_ is None
 
 
 def test_a_ridge_sets_alpha():

@@ -110,6 +110,11 @@ class LinearizedModule(nn.Module):
             owner.register_parameter(own_name, nn.Parameter(parameter.detach().clone()))
         self._moving = tuple(name for name, _ in moving)
 
+    def expansion_point(self):
+        """Return the module's parameters that the expansion is around, by name."""
+        constants = dict(self._constants.named_buffers())
+        return {name: constants[name] for name in self._moving}
+
     def forward(self, *inputs, **kwargs):
         """Return the expansion's outputs of what the module takes.
 
@@ -128,8 +133,9 @@ class LinearizedModule(nn.Module):
         UnsupportedModelError
             A `TypeError`, if the module gives no tensor or a layer has no forward-mode derivative.
         """
+        start = self.expansion_point()
         constants = dict(self._constants.named_buffers())
-        start = {name: constants.pop(name) for name in self._moving}
+        constants = {name: value for name, value in constants.items() if name not in start}
         shift = {name: attrgetter(name)(self) - start[name] for name in self._moving}
 
         def outputs(parameters):

@@ -1,9 +1,13 @@
 """Scikit-learn's multilayer perceptrons."""
 
+import warnings
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import numpy as np
 import torch
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.utils.validation import _num_samples, validate_data
 from torch import nn
@@ -48,6 +52,11 @@ class PerceptronModel(NetworkModel):
             values = estimator.coefs_ if kind == "weight" else estimator.intercepts_
             values[layer] = np.array(value.T, dtype=values[layer].dtype, order="C")
 
+    def initial_tensors(self):
+        estimator = self.estimator
+        known = isinstance(estimator.random_state, Integral) and not estimator.warm_start
+        return _tensors(_at_initialisation(estimator)) if known else None
+
     @staticmethod
     def label(name, index):
         layer, kind = name.split(".")
@@ -62,6 +71,41 @@ class PerceptronModel(NetworkModel):
         estimator.n_layers_ = 2
         estimator.n_features_in_ = n_outputs
         return estimator
+
+
+def _tensors(estimator):
+    """Return the parameters of a fitted perceptron by their names in `_Perceptron`."""
+    named = {}
+    for index, parts in enumerate(zip(estimator.coefs_, estimator.intercepts_, strict=True)):
+        for kind, values in zip(("weight", "bias"), parts, strict=True):
+            named[f"{index}.{kind}"] = torch.tensor(values.T, dtype=torch.float64)
+    return named
+
+
+def _at_initialisation(estimator):
+    """Return the perceptron that training started from: an epoch of steps that move nothing."""
+    start = clone(estimator).set_params(
+        solver="sgd",
+        learning_rate="constant",
+        learning_rate_init=1e-300,
+        momentum=0.0,
+        alpha=0.0,
+        batch_size="auto",
+        max_iter=1,
+        early_stopping=False,
+        verbose=False,
+    )
+    if not hasattr(estimator, "classes_"):
+        y = np.ones((2, estimator.n_outputs_))
+        y = y[:, 0] if estimator.n_outputs_ == 1 else y
+    elif estimator._label_binarizer.y_type_ == "multilabel-indicator":
+        y = np.repeat([[0], [1]], estimator.n_outputs_, axis=1)
+    else:
+        y = estimator.classes_
+    X = np.zeros((len(y), estimator.n_features_in_), dtype=estimator.coefs_[0].dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return start.fit(X, y)
 
 
 class _Perceptron(nn.Module):

@@ -13,6 +13,7 @@ from ..exceptions import UnsupportedOptionError
 from ..kernels import Network, TangentFeatures
 from ..losses import couple, coupled_layout
 from ._base import ModelFunction, Penalty
+from ._linearize import LinearizedModule
 
 
 class Decay(NamedTuple):
@@ -145,6 +146,22 @@ class NetworkModel(ModelFunction):
         parameters = dict(self.network.module.named_parameters())
         parts = [parameters[name].flatten().double() for name in self.network.places]
         return torch.cat(parts).cpu().numpy()
+
+    def initial_tensors(self):
+        """Return the parameters that training started from by name; None if not known."""
+        known = isinstance(self.module, LinearizedModule)
+        return self.module.expansion_point() if known else None
+
+    @property
+    def relative_move(self):
+        """Length of the way from the initial parameters over theirs, or None."""
+        start = self.initial_tensors()
+        if start is None:
+            return None
+        start = [start[name].flatten().double().cpu() for name in self.network.places]
+        start = torch.cat(start).numpy()
+        size = np.linalg.norm(start)
+        return float(np.linalg.norm(self.fitted_parameters() - start) / size) if size > 0 else None
 
     def flatten(self, weights, free):
         return self.network.unscaled(weights, free).cpu()
