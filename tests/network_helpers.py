@@ -26,6 +26,7 @@ from network_references import (
 from references import rows_mask
 from scipy.special import expit, softmax, xlogy
 from sklearn.base import clone
+from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from torch import nn
@@ -281,3 +282,28 @@ def perceptron_problem(kind):
         "poisson": rng.poisson(np.exp(0.5 * X[:, 0])).astype(float),
     }.get(kind, z.argmax(1))
     return model, X[:40], y[:40], X[40:], y[40:]
+
+
+def digits_network():
+    """Return a TorchModel trained to its optimum on 90 digits, the digits, and 20 queries."""
+    X, y = load_digits(return_X_y=True)
+    X = X / 16.0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = torch.nn.Sequential(
+            torch.nn.Linear(64, 24), torch.nn.Tanh(), torch.nn.Linear(24, 10)
+        ).double()
+    inputs, labels = torch.from_numpy(X[:90]), torch.from_numpy(y[:90])
+    optimizer = torch.optim.LBFGS(
+        module.parameters(), max_iter=3000, tolerance_grad=1e-9, line_search_fn="strong_wolfe"
+    )
+
+    def closure():
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(module(inputs), labels)
+        loss = loss + 0.5e-2 * sum((p**2).sum() for p in module.parameters())
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return TorchModel(module, weight_decay=1e-2), X[:90], y[:90], X[90:110], y[90:110]

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from network_cases import network_case
+from network_helpers import digits_network
 from network_references import dense_jacobian, dense_outputs, linearise, loss_pieces
 from scipy.special import softmax
 from sklearn.base import clone
-from sklearn.datasets import load_diabetes, load_digits, load_iris
+from sklearn.datasets import load_diabetes, load_iris
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.frozen import FrozenEstimator
 from sklearn.kernel_ridge import KernelRidge
@@ -28,31 +29,6 @@ from sklearn_dualif.objectives import Loss
 def gap(found, expected):
     """Return the norm of the difference relative to what is expected."""
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
-
-
-def digits_network():
-    """Return a TorchModel trained to its optimum on 90 digits, the digits, and 20 queries."""
-    X, y = load_digits(return_X_y=True)
-    X = X / 16.0
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = torch.nn.Sequential(
-            torch.nn.Linear(64, 24), torch.nn.Tanh(), torch.nn.Linear(24, 10)
-        ).double()
-    inputs, labels = torch.from_numpy(X[:90]), torch.from_numpy(y[:90])
-    optimizer = torch.optim.LBFGS(
-        module.parameters(), max_iter=3000, tolerance_grad=1e-9, line_search_fn="strong_wolfe"
-    )
-
-    def closure():
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(module(inputs), labels)
-        loss = loss + 0.5e-2 * sum((p**2).sum() for p in module.parameters())
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return TorchModel(module, weight_decay=1e-2), X[:90], y[:90], X[90:110], y[90:110]
 
 
 @pytest.fixture(scope="module")

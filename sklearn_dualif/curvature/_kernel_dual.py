@@ -103,12 +103,6 @@ class KernelDual:
         flat = design.flatten(0, 1) @ state[0]
         return flat.view(*design.shape[:2], -1).transpose(1, 2)
 
-    residual_width = 0
-
-    def residual(self, heads, design):
-        """Return None: nothing of the kernel is left out."""
-        return None
-
     def _design_blocks(self):
         """Yield slices of training rows and their designs."""
         step = max(1, _BLOCK_DOUBLES // (self.n_outputs * self.width))

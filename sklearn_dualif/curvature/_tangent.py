@@ -147,11 +147,11 @@ class TangentCurvature(PrimalCurvature):
         degenerate = torch.zeros(self.n_rows, dtype=torch.bool)
         return LeaveOneOut(self.expansion.gradient, None, None, degenerate, None)
 
-    def first_order_changes(self, design, rest):
+    def first_order_changes(self, design, rest=None):
         """Yield (rows, changes (t, b)) of one head of each query under first-order removals.
 
-        Solves for the queries, where `removal_states` does for the rows. ``rest`` is what
-        `residual` returned for them.
+        Solves for the queries, where `removal_states` does for the rows. ``rest`` is what the
+        coordinates leave out of their kernel, see `NystromCurvature.residual`.
         """
         coefficients = self.expansion.gradient
         covector = design[:, 0] if rest is None else design[:, 0] - rest[1][:, 0] / self.ridge
@@ -240,12 +240,6 @@ class TangentCurvature(PrimalCurvature):
     def columns_per_block(self):
         return max(1, min(self.n_rows, _BLOCK_DOUBLES // self.map_rows))
 
-    residual_width = 0
-
-    def residual(self, heads, design):
-        """Return what the coordinates leave of the kernel of heads with the training rows."""
-        return None
-
 
 class NystromCurvature(TangentCurvature):
     r"""`TangentCurvature` in coordinates that leave a small part of the kernel out.
@@ -276,6 +270,11 @@ class NystromCurvature(TangentCurvature):
         # From output gradients to sources, and what the heads' own part takes off them.
         self._weights = torch.cholesky_inverse(lower)
         self._heads = torch.linalg.pinv(root)
+        fitted = self.features.root
+        self._turn = None
+        if not torch.equal(fitted, root.to(fitted)):
+            # The heads whose kernel is at hand are weighted as at the fitted parameters.
+            self._turn = (torch.linalg.pinv(fitted.double().cpu()) @ root).to(fitted)
         super()._factorize()
 
     def _mixed(self, rows, values):
@@ -304,22 +303,19 @@ class NystromCurvature(TangentCurvature):
     def design(self, features):
         if features is self.features:
             return self.row_design(slice(None))
-        heads = features.heads()
-        design = self.design_of(heads)
-        rest = self.features.residual(heads, design)
-        return torch.cat([design, rest.to(design.dtype)], 2)
-
-    @property
-    def residual_width(self):
-        """Columns of the kernel that `residual` needs."""
-        return self.n_rows * self.expansion.root.shape[-1]
+        return super().design(features)
 
     def residual(self, heads, design):
-        kernel = self.features.residual(heads, design)
+        """Return what the coordinates leave of the kernel of heads with the training rows."""
+        kernel = self.features.residual(heads, design).unflatten(2, (self.n_rows, -1))
+        if self._turn is not None:
+            kernel = torch.einsum("thnq,nqk->thnk", kernel, self._turn)
         values = self.features.values
         weighted = (self._weights @ self.expansion.root[0].mT).to(values) @ values
-        folded = (kernel.flatten(0, 1) @ weighted.flatten(0, 1)).view(*design.shape[:2], -1)
-        return kernel.unflatten(2, (self.n_rows, -1)), folded
+        folded = (kernel.flatten(2).flatten(0, 1) @ weighted.flatten(0, 1)).view(
+            *design.shape[:2], -1
+        )
+        return kernel, folded
 
     def residual_changes(self, rest, rows, leave_one_out, states):
         """Return what `residual` adds to changes under Newton's single removals, (t, h, m)."""
@@ -344,7 +340,7 @@ class NystromCurvature(TangentCurvature):
         """Return ``v`` (b, q, 1) with ``S v`` the output gradients (b, C) of rows."""
         return self._heads[rows] @ output_gradients.unsqueeze(-1)
 
-    def _seen(self, state):
+    def seen(self, state):
         """Return the root-weighted outputs of all rows under a state, (n, q, 1)."""
         return self.expansion.root[0].mT @ self.outputs(self.features.values, state)[0]
 
@@ -358,7 +354,7 @@ class NystromCurvature(TangentCurvature):
 
     def remove(self, rows, *, first_order=False):
         state = super().remove(rows, first_order=first_order)
-        source, own = -self._seen(state), self.expansion.coefficient[0, rows].unsqueeze(-1)
+        source, own = -self.seen(state), self.expansion.coefficient[0, rows].unsqueeze(-1)
         if first_order:
             source[rows] += own
         source = self.weighted_heads(source)
@@ -378,7 +374,39 @@ class NystromCurvature(TangentCurvature):
         if curvature_change is not None:
             moved = self.outputs(self.row_design(rows), state)[0]
             change = change + (curvature_change[0] @ moved)[..., 0]
-        source = -self._seen(state)
+        source = -self.seen(state)
         source[rows] -= self._source(rows, change)
         source = self.weighted_heads(source) / self.ridge[0]
         return torch.cat([state, source.reshape(1, -1, 1)], 1)
+
+    # Beyond the coordinates --------------------------------------------------------------------
+
+    def full_step(self, inside, outside):
+        """Return minus the inverse Hessian times a gradient within and beyond the coordinates.
+
+        Parameters
+        ----------
+        inside : (1, P, 1) tensor
+            Gradient by the coordinates.
+        outside : (n, C) tensor
+            ``u`` such that ``J^T u`` is the gradient beyond them.
+
+        Returns
+        -------
+        state : (1, P, 1) tensor
+        sources, beyond, z : (n, C) tensors
+            The step beyond the coordinates is ``J^T sources``; ``beyond`` is what it adds to the
+            outputs ``z`` of the training rows, the network's kernel and not its low-rank form.
+        """
+        outside = outside.unsqueeze(-1)
+        damped = self._damping @ outside
+        state = -self.solve(inside + self.features.pull((damped - outside)[..., 0])[None])
+        seen = self.outputs(self.features.values, state)[0]
+        root = self.expansion.root[0]
+        sources = -(damped + self._damping @ (root @ (root.mT @ seen))) / self.ridge[0]
+        beyond = self.features.beyond(sources)[..., 0]
+        return state, sources[..., 0], beyond, seen[..., 0] + beyond
+
+    def weights_of_sources(self, sources):
+        """Return the weights (1, n q, 1) of the fitted heads that sources (n, C) are."""
+        return (self._heads @ sources.unsqueeze(-1)).reshape(1, -1, 1)

@@ -151,8 +151,10 @@ class InfluenceEngine:
         result = self.leave_one_out(order)
         if order != "exact" or self._exact_is_newton():
             return self.problem.layout.to_outputs(result.own)
-        own = torch.empty_like(self.z)
-        curvature = self._curvature_for("exact")
+        return self._exact_own()
+
+    def _exact_own(self):
+        own, curvature = torch.empty_like(self.z), self._optimum[2]
         for rows, states in self._exact_states():
             own[rows] = self.problem.layout.to_outputs(curvature.own_outputs(rows, states))
         return own
@@ -162,8 +164,13 @@ class InfluenceEngine:
 
     @property
     def _optimum(self):
-        """What exact removals start from: state, outputs, curvature and Newton's removals."""
-        return self.state, self.z, self.curvature, self.leave_one_out("newton")
+        """What exact removals start from: state, outputs and curvature."""
+        return self.state, self.z, self.curvature
+
+    @property
+    def _optimum_removals(self):
+        """Newton's removals at the optimum."""
+        return self.leave_one_out("newton")
 
     def _no_change(self, order):
         return torch.zeros_like(self.state)
@@ -179,7 +186,7 @@ class InfluenceEngine:
             return
         blocks = []
         small = self._optimum[0].numel() * self.curvature.n_rows <= _KEPT_DOUBLES
-        for block in leave_one_out_states(self.problem, *self._optimum):
+        for block in leave_one_out_states(self.problem, *self._optimum, self._optimum_removals):
             if small:
                 blocks.append(block)
             yield block
@@ -287,8 +294,11 @@ class InfluenceEngine:
         if codes is not None:
             self._check_classes_stay(codes[rows[weighted[rows]]], codes[kept], "Removing", order)
         if order == "exact":
-            return remove_exactly(self.problem, *self._optimum[:3], rows)
+            return self._removed_exactly(rows)
         return self.curvature.remove(rows, first_order=order == "first")
+
+    def _removed_exactly(self, rows):
+        return remove_exactly(self.problem, *self._optimum, rows)
 
     def _class_codes(self, y):
         """Return the class index of each row, or None for targets that are not classes."""
@@ -327,12 +337,15 @@ class InfluenceEngine:
             after = torch.cat([codes[kept], self._class_codes(y_new)])
             self._check_classes_stay(codes[rows], after, "Relabelling", order)
         if order == "exact" and not self._exact_is_newton():
-            state, z, curvature = self._optimum[:3]
-            edited = problem.relabeled(rows, y_new, weights_new)
-            start = self._edit(curvature, z, rows, y_new, weights_new, first_order=False)
-            return relabel_exactly(edited, state, z, curvature, start)
+            return self._relabeled_exactly(rows, y_new, weights_new)
         first_order = order == "first"
         return self._edit(self.curvature, self.z, rows, y_new, weights_new, first_order=first_order)
+
+    def _relabeled_exactly(self, rows, y_new, weights_new):
+        state, z, curvature = self._optimum
+        edited = self.problem.relabeled(rows, y_new, weights_new)
+        start = self._edit(curvature, z, rows, y_new, weights_new, first_order=False)
+        return relabel_exactly(edited, state, z, curvature, start)
 
     def _edit(self, curvature, z, rows, y_new, weights_new, *, first_order):
         """Return the state change of one step after rows got other targets and weights."""
@@ -350,15 +363,18 @@ class InfluenceEngine:
 
     def state_effects(self, states, features, y, objective, order):
         """Return the effects of state changes (G, D, m) on each query's objective, (t, m)."""
-        z, design = self.outputs(features, order)
-        dz = self._curvature_for(order).output_changes(design, states)
+        z, dz = self._moved_outputs(states, features, order)
         return self._effect(objective, order, z, dz, y)
+
+    def _moved_outputs(self, states, features, order):
+        """Return the outputs of query rows (t, C), and their changes (t, m, C)."""
+        z, design = self.outputs(features, order)
+        return z, self._curvature_for(order).output_changes(design, states)
 
     def response_change(self, state, features, order):
         """Return the change of the outputs that a caller sees, (t, n_outputs)."""
-        z, design = self.outputs(features, order)
-        dz = self._curvature_for(order).output_changes(design, state)[:, 0]
-        loss = self.model.loss
+        z, dz = self._moved_outputs(state, features, order)
+        dz, loss = dz[:, 0], self.model.loss
         if order == "first":
             shown = loss.response_slope(z) * dz
         else:

@@ -41,12 +41,17 @@ def _from_start(problem, curvature, state, z, start):
     if not converged:
         optimum, _, _, converged = minimise(problem, state, z)
     if not converged:
-        raise ValueError(
-            "order='exact' found no optimum of the objective after this change of rows (classes "
-            "that become separable without a penalty have none). Use order='newton', or give the "
-            "model a ridge."
-        )
+        raise no_optimum()
     return optimum - state
+
+
+def no_optimum():
+    """Return the error of rows without which the objective has no optimum."""
+    return ValueError(
+        "order='exact' found no optimum of the objective after this change of rows (classes that "
+        "become separable without a penalty have none). Use order='newton', or give the model a "
+        "ridge."
+    )
 
 
 def _objective_rises(problem, z, guess):

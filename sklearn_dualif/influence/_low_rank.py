@@ -12,6 +12,7 @@ on its own loss is left out: unseen rows have none like it, and it hides the err
 
 import math
 import warnings
+from functools import cached_property
 
 import torch
 
@@ -19,6 +20,7 @@ from ..curvature import NystromCurvature
 from ..exceptions import InfluenceWarning
 from ..kernels import KernelBasis, NystromDesign
 from ..linalg import RandomPivots
+from ._kernel_system import KernelSystem
 
 _QUERIES = 8
 _MARGIN = 0.8
@@ -46,6 +48,8 @@ class LowRankTangent:
     design : NystromDesign
     info : dict
         What `InfluenceEstimator` reports as ``solver_info_``.
+    falls_short : bool
+        Whether memory ended the growth before ``tol`` was met.
     """
 
     def __init__(self, problem, tol, memory_limit, random_state):
@@ -105,25 +109,34 @@ class LowRankTangent:
             "iterations": checks,
             "bytes": self.design.values.numel() * self.design.values.element_size(),
         }
+        self.falls_short = error > tol and pivots.rank >= largest and not pivots.exhausted
         if error > tol:
-            self._warn_of(error, tol, pivots.rank >= largest and not pivots.exhausted)
+            self._warn_of(error, tol)
         del self.pivots, self.free
 
-    def _warn_of(self, error, tol, full):
+    def _warn_of(self, error, tol):
         """Say that the tolerance was not reached, and what to do about it."""
         single = self.root.dtype == torch.float32
-        if full:
+        if self.falls_short:
             reason = f"At the largest rank that memory_limit allows ({self.pivots.rank})"
-            remedy = "Raise memory_limit or tol" + ("." if single else ", or use dtype='float32'.")
+            remedy = (
+                "order='first' is refined to tol by conjugate gradients, which takes longer. Raise "
+                "memory_limit or tol" + ("." if single else ", or use dtype='float32'.")
+            )
         else:
             reason = "At what rounding leaves of the kernel"
             remedy = "Use dtype='float64'." if single else "Raise the ridge or tol."
         warnings.warn(
-            f"{reason}, first-order scores are off by an estimated {error:.2g}, more than "
-            f"tol={tol:g}. {remedy}",
+            f"{reason}, effects are off by an estimated {error:.2g}, more than tol={tol:g}. "
+            f"{remedy}",
             InfluenceWarning,
             stacklevel=2,
         )
+
+    @cached_property
+    def doubled(self):
+        """The design in double precision, for iterations that run to rounding."""
+        return self.design.doubled()
 
     def _build(self):
         """Set the design and the curvature of the present rank."""
@@ -149,43 +162,17 @@ class LowRankTangent:
 
     def _error(self):
         """Return the estimated relative error of first-order scores on the queries' losses."""
+        system = KernelSystem(self.curvature)
         features = self.problem.features.take(self.queries)
         target = features.heads(self.directions)
-        column = self.heads.gram(target).double().cpu()
-        design = self.design.design(features, self.directions)
-        outputs = self._outputs(self.curvature.solve(design[:, 0].double().T[None]))
-        values = self.design.values.view(-1, self.design.values.shape[2])
-        free = self.design.basis.network.n_free
-        inside = values[:, free:] @ design[:, 0, free:].to(values).T
-        outputs = self._weighted(outputs)
-        outputs = outputs + self._solve(column - self.pivots.mixed(inside).double().cpu())
-        n, _, q = self.root.shape
-        pulled = self.heads.pull(outputs.view(n, q, -1))
-        product = self.heads.push(pulled).double().cpu().flatten(0, 1)
-        ridge = float(self.problem.ridge[0])
-        error = self._solve(column - ridge * outputs - product)
-        coefficient = self.problem.expansion.coefficient[0].reshape(-1, 1)
-        scores = (coefficient * outputs).view(n, q, -1).sum(1)
-        errors = (coefficient * error).view(n, q, -1).sum(1)
+        column = system.column(target)
+        solution = system.start(column, self.design.design(features, self.directions))
+        error = system.solve(system.residual(column, solution))
+        coefficient = self.problem.expansion.coefficient[0].unsqueeze(-1)
         own = self.queries, torch.arange(len(self.queries))
-        scores[own] = errors[own] = 0.0
-        size = torch.linalg.vector_norm(scores)
-        return float(torch.linalg.vector_norm(errors) / size) if size > 0 else 0.0
-
-    def _outputs(self, state):
-        """Return the root-weighted outputs (n q, m) of the training rows under a state."""
-        moved = self.curvature.outputs(self.design.values, state)[0]
-        root = self.problem.expansion.root[0]
-        return (root.mT @ moved).flatten(0, 1)
-
-    def _solve(self, column):
-        """Return ``M^^{-1}`` times columns (n q, m), free parameters eliminated."""
-        root = self.problem.expansion.root[0]
-        n, _, q = root.shape
-        source = self.curvature.sum_gradients((root @ column.view(n, q, -1))[None])
-        ridge = float(self.problem.ridge[0])
-        return self._weighted(column - self._outputs(self.curvature.solve(source))) / ridge
-
-    def _weighted(self, column):
-        n, _, q = self.root.shape
-        return self.curvature.weighted_heads(column.view(n, q, -1)).flatten(0, 1)
+        sizes = []
+        for part in (error, solution):
+            scores = (coefficient * part.view(*system.shape, -1)).sum(1)
+            scores[own] = 0.0
+            sizes.append(torch.linalg.vector_norm(scores))
+        return float(sizes[0] / sizes[1]) if sizes[1] > 0 else 0.0

@@ -30,6 +30,7 @@ _LEFT_OUT = 1e-11
 _DESIGN_DOUBLES = 2**28
 _TILE_DOUBLES = 2**17
 _LARGEST_DIRECT = 4000
+_LIFTED = 8
 
 
 class Accuracy(NamedTuple):
@@ -64,7 +65,7 @@ class NetworkProblem(TrainingProblem):
     def tangent(self):
         """Explicit Jacobians of the training rows in some coordinates of the parameters."""
         if self.form == "iterative":
-            return self.low_rank.design.doubled()
+            return self.low_rank.doubled
         if self.form == "primal":
             return TangentDesign(ParameterBasis(self.model.network), self.features, "primal")
         heads = self.features.output_heads.mixed(self.expansion.root[0])
@@ -91,7 +92,8 @@ class NetworkProblem(TrainingProblem):
     @cached_property
     def start(self):
         """The fitted parameters as a state, from the center of the ridge."""
-        start = self.tangent.start()
+        design = self.low_rank.design if self.form == "iterative" else self.tangent
+        start = design.start()
         return torch.zeros_like(start) if self.centered else start
 
     def without(self, rows):
@@ -102,8 +104,20 @@ class NetworkProblem(TrainingProblem):
 
     def _with_tangent(self, problem):
         """Let an edited problem use the coordinates of this one."""
-        problem.__dict__["tangent"] = self.tangent
+        shared = "low_rank" if self.form == "iterative" else "tangent"
+        problem.__dict__[shared] = getattr(self, shared)
         return problem
+
+    def nystrom(self, expansion, ridge=None):
+        """Return the curvature that knows of what the coordinates leave out."""
+        return NystromCurvature(
+            self.low_rank.design,
+            self.layout,
+            self.model.free_jacobian,
+            expansion,
+            self.ridge if ridge is None else ridge,
+            shiftable=self.shares is not None,
+        )
 
 
 def build_network_problem(
@@ -142,19 +156,21 @@ def build_network_problem(
 
 def _mean_eigenvalue(features, root):
     """Return the mean eigenvalue of the root-weighted kernel."""
-    blocks = features.output_heads.mixed(root).diagonal_blocks()
-    return float(blocks.diagonal(dim1=1, dim2=2).double().mean())
+    blocks = root.mT @ features.own_kernel.double().cpu() @ root
+    return float(blocks.diagonal(dim1=1, dim2=2).mean())
 
 
 def _warn_if_loose(model, ridge, eigenvalue):
     """Warn of a ridge that lets single rows move the network beyond its linearisation."""
     if model.network.is_linear or ridge >= _LOOSE * eigenvalue:
         return
+    way = model.relative_move
+    way = "" if way is None else f" Training moved it by {way:.2g} of its initial parameters."
     warnings.warn(
         f"The ridge {ridge:.3g} of {type(model.estimator).__name__} is {ridge / eigenvalue:.1g} of "
         "its kernel's mean eigenvalue: so small that single rows move the network further than "
-        "any linearisation holds. Train it with a larger weight decay (alpha), or set a larger "
-        "ridge=, chosen by comparing with refits.",
+        f"any linearisation holds.{way} Train it with a larger weight decay (alpha), or set a "
+        "larger ridge=, chosen by comparing with refits.",
         InfluenceWarning,
         stacklevel=2,
     )
@@ -219,13 +235,7 @@ class NetworkEngine(InfluenceEngine):
         problem = self.problem
         if problem.form == "primal":
             return problem.effect_curvature(self.z, ridge=damping)
-        if problem.expansion.coefficient is None:
-            raise UnsupportedOptionError(
-                f"solver={problem.form!r} needs a loss whose gradient vanishes with its curvature; "
-                f"that of {type(self.model.loss).__name__} does not. Use solver='primal'."
-            )
-        if problem.form == "iterative":
-            return self._low_rank_curvature(damping)
+        self._check_gradients_vanish()
         penalized, _ = self.model.network.parameters()
         ridge, shares = problem.ridge, problem.shares
         if problem.centered:
@@ -237,19 +247,14 @@ class NetworkEngine(InfluenceEngine):
             shares = None if shares is None else ratio * shares
         return KernelDual(problem.features, problem.expansion, float(ridge[0]), shares, penalized)
 
-    def _low_rank_curvature(self, damping):
-        problem, low_rank = self.problem, self.problem.low_rank
-        curvature = low_rank.curvature
-        if damping is None:
-            return curvature
-        return NystromCurvature(
-            low_rank.design,
-            problem.layout,
-            self.model.free_jacobian,
-            problem.expansion,
-            damping,
-            shiftable=problem.shares is not None,
-        )
+    def _check_gradients_vanish(self):
+        """Raise for a loss whose gradients the kernel's heads do not span."""
+        if self.problem.expansion.coefficient is None:
+            raise UnsupportedOptionError(
+                f"solver={self.problem.form!r} needs a loss whose gradient vanishes with its "
+                f"curvature; that of {type(self.model.loss).__name__} does not. Use "
+                "solver='primal'."
+            )
 
     def _anchor_at(self, damping):
         if self.problem.form != "dual":
@@ -282,17 +287,24 @@ class NetworkEngine(InfluenceEngine):
         problem = self.problem
         state, z, curvature, converged = minimise(problem, problem.start, self.z)
         if not converged:
-            raise ValueError(
-                "order='exact' found no optimum of the network's linearisation (parameters "
-                "without a penalty, such as the intercepts of an MLP, may separate the classes by "
-                "themselves). Use order='newton', or penalise all parameters."
-            )
+            raise self._no_optimum()
         curvature.anchor(state, problem.shares)
-        return state, z, curvature, curvature.leave_one_out()
+        return state, z, curvature
+
+    @staticmethod
+    def _no_optimum():
+        return ValueError(
+            "order='exact' found no optimum of the network's linearisation (parameters without a "
+            "penalty, such as the intercepts of an MLP, may separate the classes by themselves). "
+            "Use order='newton', or penalise all parameters."
+        )
+
+    @cached_property
+    def _optimum_removals(self):
+        return self._optimum[2].leave_one_out()
 
     def _no_change(self, order):
-        design = self._curvature_for(order).design(self.problem.features.take(slice(0, 1)))
-        return torch.zeros(1, design.shape[2], 1, dtype=torch.float64)
+        return torch.zeros_like(self._optimum[0] if order == "exact" else self.state)
 
     def _curvature_for(self, order):
         return self._optimum[2] if order == "exact" else self.curvature
@@ -300,42 +312,39 @@ class NetworkEngine(InfluenceEngine):
     @property
     def solver_info(self):
         """What the solver knows of itself."""
-        if self.problem.form == "iterative":
-            return self.problem.low_rank.info
         return {"size": self.curvature.n_free + self.curvature.width}
 
     def _stream(self, features, y, objective, order):
         """Yield (queries, columns, effects) of some queries and single removals at a time."""
-        curvature = self._curvature_for(order)
-        size = curvature.n_free + curvature.width + curvature.residual_width
-        size *= 1 if order == "first" or objective.linear else self.z.shape[1]
+        linear = order == "first" or objective.linear
+        size = self._design_width * (1 if linear else self.z.shape[1])
         n = features.shape[0]
         tall = max(1, min(n, self.batch_size or n, _DESIGN_DOUBLES // size))
-        first = order == "first"
-        linear = first or objective.linear
         for queries in gen_batches(n, tall):
             part = features.take(queries)
             z = self.model.outputs(part)
             targets = None if y is None else y[queries]
             root = objective.gradient(z, targets).unsqueeze(-1) if linear else None
-            heads = part.heads(root)
-            design = curvature.design_of(heads)
-            rest = None if order == "exact" else curvature.residual(heads, design)
-            if first and isinstance(curvature, TangentCurvature):
-                for rows, effects in curvature.first_order_changes(design, rest):
-                    yield queries, slice(int(rows[0]), int(rows[-1]) + 1), effects
-                continue
-            for rows, states in self._removal_states(order):
+            for rows, dz in self._head_changes(part.heads(root), order):
                 columns = slice(int(rows[0]), int(rows[-1]) + 1)
-                dz = curvature.output_changes(design, states)
-                if rest is not None:
-                    removals = self._removals(order)
-                    more = curvature.residual_changes(rest, rows, removals, states)
-                    dz = dz + more.transpose(1, 2)
-                if linear:
-                    yield queries, columns, dz[..., 0]
-                    continue
-                yield queries, columns, self._evaluated(objective, z, dz, targets)
+                effects = dz[..., 0] if linear else self._evaluated(objective, z, dz, targets)
+                yield queries, columns, effects
+
+    @property
+    def _design_width(self):
+        """Numbers that a head of a query takes."""
+        return self.curvature.n_free + self.curvature.width
+
+    def _head_changes(self, heads, order):
+        """Yield (rows, changes (t, b, h)) of heads (t, h) under single removals."""
+        curvature = self._curvature_for(order)
+        design = curvature.design_of(heads)
+        if order == "first" and isinstance(curvature, TangentCurvature):
+            for rows, effects in curvature.first_order_changes(design):
+                yield rows, effects.unsqueeze(-1)
+            return
+        for rows, states in self._removal_states(order):
+            yield rows, curvature.output_changes(design, states)
 
     @staticmethod
     def _evaluated(objective, z, dz, y):
@@ -352,7 +361,7 @@ class NetworkEngine(InfluenceEngine):
         gradient = problem.model.loss.weighted_gradient(problem.y, self.z, problem.weights)
         heads = problem.features.output_heads
         free = torch.einsum("ncf,nc->nf", heads.free_jacobian.double().cpu(), gradient)
-        blocks = heads.diagonal_blocks().double().cpu()
+        blocks = problem.features.own_kernel.double().cpu()
         squares = torch.einsum("nc,ncd,nd->n", gradient, blocks, gradient).clamp(min=0.0)
         norms = torch.sqrt(squares + (free**2).sum(1))
         total = heads.pull(gradient[..., None])[:, 0].double().cpu()
@@ -374,17 +383,29 @@ class NetworkEngine(InfluenceEngine):
                 stacklevel=2,
             )
 
-    def parameters_of(self, state, order):
-        if self.problem.form != "dual" or order == "exact":
-            free = self.model.network.n_free
-            tangent = self.problem.tangent
-            size = free + tangent.basis.size
-            penalized = tangent.basis.lift(state[0, free:size])
-            if state.shape[1] > size:
-                weights = state[0, size:].view(len(self.z), -1, state.shape[2])
-                penalized = penalized + self.problem.low_rank.design.lift_residual(weights)
-            return self._flat(penalized, state[0, :free])
-        return self._flat(*self.curvature.lift(state))
+    def _moved_outputs(self, states, features, order):
+        # Through the network, which costs less than the kernel of the rows.
+        z = self.model.outputs(features)
+        dz = torch.empty(len(z), states.shape[2], z.shape[1], dtype=torch.float64)
+        for columns in gen_batches(states.shape[2], _LIFTED):
+            penalized, free = self._lifted(states[..., columns], order)
+            for rows in gen_batches(len(z), features.batch_rows):
+                heads = features.take(rows).heads()
+                moved = heads.push(penalized.to(heads.network.device)).double().cpu()
+                moved = moved + heads.free_jacobian.double().cpu() @ free
+                dz[rows, columns] = moved.transpose(1, 2)
+        return z, dz
 
-    def _flat(self, penalized, free):
-        return self.model.flatten(penalized, free)[:, 0].double().numpy()
+    def parameters_of(self, state, order):
+        return self.model.flatten(*self._lifted(state, order))[:, 0].double().numpy()
+
+    def _lifted(self, states, order):
+        """Return the penalised (d, m) and the free parameters (f, m) of states."""
+        if self.problem.form == "dual" and order != "exact":
+            return self.curvature.lift(states)
+        free = self.model.network.n_free
+        return self._lift(states[0, free:]), states[0, :free]
+
+    def _lift(self, coordinates):
+        """Return penalised parameters from the coordinates of states."""
+        return self.problem.tangent.basis.lift(coordinates)

@@ -179,7 +179,10 @@ def minimise(problem, state, z):
         at_floor = moved <= _LOOSE and moved > 0.5 * previous
         size = 1.0
         if moved > _TIGHT and not at_floor:
-            size = _line_search(problem, curvature, state, z, step, dz, gradient)
+            descent = float((curvature.dual_vector(gradient) * step).sum())
+            covector = curvature.dual_vector(curvature.ridge_gradient(step, ridge))
+            along, square = float((covector * state).sum()), float((covector * step).sum())
+            size = line_search(problem, z, dz, descent, along, square)
         if size == 0.0 and moved > _LOOSE:
             return state, z, curvature, False
         if size == 0.0 or moved <= _TIGHT or at_floor:
@@ -201,20 +204,30 @@ def _step_from_outputs(problem, curvature, design, z):
     return state, curvature.output_changes(design, state)[:, 0] + problem.offset
 
 
-def _line_search(problem, curvature, state, z, step, dz, gradient):
-    """Return the largest tried step size that lowers the objective enough."""
+def line_search(problem, z, dz, slope, along, square, size=1.0):
+    """Return the largest tried size of a step that lowers the objective enough, at most ``size``.
+
+    Parameters
+    ----------
+    problem : TrainingProblem
+        The objective.
+    z, dz : (n, C) tensors
+        Outputs, and their change by the step.
+    slope : float
+        Of the objective along the step.
+    along, square : float
+        First and second derivative of the ridge term along it.
+    size : float
+        To try first.
+    """
     loss, y = problem.model.loss, problem.y
     weights = problem.weights if problem.weights.ndim == 2 else problem.weights[:, None]
-    descent = float((curvature.dual_vector(gradient) * step).sum())
-    ridge = problem.ridge[:, None, None]
-    covector = curvature.dual_vector(curvature.ridge_gradient(step, ridge))
-    along, square = float((covector * state).sum()), float((covector * step).sum())
-    size = loss.largest_step(z, dz)
+    size = min(size, loss.largest_step(z, dz))
     while size > 1e-10:
         if loss.in_domain(z + size * dz):
             change = float((weights * loss.change_terms(y, z, size * dz)).sum())
             change += size * along + 0.5 * size**2 * square
-            if change <= 1e-4 * size * descent:
+            if change <= 1e-4 * size * slope:
                 return size
         size *= 0.5
     return 0.0

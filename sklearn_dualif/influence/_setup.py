@@ -10,6 +10,7 @@ from ..curvature import DualCurvature, PrimalCurvature
 from ..exceptions import MemoryLimitError, UnsupportedOptionError
 from ..models import NetworkModel
 from ._engine import InfluenceEngine
+from ._low_rank_engine import LowRankEngine
 from ._network import Accuracy, NetworkEngine, NetworkProblem, build_network_problem
 from ._problem import TrainingProblem
 
@@ -75,7 +76,9 @@ def build_problem(
 
 def build_engine(problem, damping, *, order, batch_size, frozen):
     """Return the `InfluenceEngine` of a problem."""
-    engine = NetworkEngine if isinstance(problem, NetworkProblem) else InfluenceEngine
+    engine = InfluenceEngine
+    if isinstance(problem, NetworkProblem):
+        engine = LowRankEngine if problem.form == "iterative" else NetworkEngine
     return engine(problem, damping=damping, order=order, batch_size=batch_size, frozen=frozen)
 
 

@@ -161,8 +161,8 @@ class NystromDesign(TangentDesign):
     def __init__(self, basis, features, name, values, heads, root):
         super().__init__(basis, features, name, values)
         self.heads, self.root = heads, root
-        inside = self._inside(values)
-        left_out = features.output_heads.diagonal_blocks() - inside @ inside.mT
+        inside = self.inside(values)
+        left_out = features.own_kernel - inside @ inside.mT
         # Positive semidefinite but for rounding.
         values, vectors = torch.linalg.eigh(left_out.double().cpu())
         self.left_out = (vectors * values.clamp(min=0.0).unsqueeze(1)) @ vectors.mT
@@ -173,6 +173,19 @@ class NystromDesign(TangentDesign):
         inside = values.T @ weights.flatten(0, 1).to(values)
         return self.heads.pull(weights).double().cpu() - self.basis.lift(inside.double())
 
+    def pull(self, output_gradients):
+        """Return ``Phi^T u`` (f + D, 1) for output gradients (n, C) of the training rows."""
+        values = self.values.flatten(0, 1)
+        return (output_gradients.flatten()[None].to(values) @ values).T.double().cpu()
+
+    def beyond(self, sources):
+        """Return ``J v`` (n, C, m), v the part of ``J^T sources`` outside of the coordinates."""
+        heads, values = self.features.output_heads, self.inside(self.values).flatten(0, 1)
+        flat = sources.to(values)
+        kernel = heads.push(heads.pull(flat)).flatten(0, 1)
+        kernel -= values @ (values.T @ flat.flatten(0, 1))
+        return kernel.view_as(flat).double().cpu()
+
     def doubled(self):
         """Return this design with training rows in double precision."""
         if self.values.dtype == torch.float64:
@@ -181,10 +194,18 @@ class NystromDesign(TangentDesign):
 
     def _weighted(self):
         """Return the coordinates (n q, D) of the training heads."""
-        return (self.root.mT @ self._inside(self.values)).flatten(0, 1)
+        return (self.root.mT @ self.inside(self.values)).flatten(0, 1)
 
-    def _inside(self, values):
+    def inside(self, values):
+        """Return the part (..., D) of Jacobians that belongs to the coordinates."""
         return values[..., self.basis.network.n_free :]
+
+    def products(self, inside):
+        """Return the coordinates' part of the kernel (n q, m) with rows of coordinates (m, D)."""
+        values = self.inside(self.values)
+        outputs = values.flatten(0, 1) @ inside.T.to(values)
+        products = self.root.mT @ outputs.view(*values.shape[:2], -1)
+        return products.flatten(0, 1).double().cpu()
 
     def residual(self, heads, design):
         """Return what the coordinates leave of the kernel of heads with the training heads.
@@ -201,6 +222,6 @@ class NystromDesign(TangentDesign):
         (t, h, n q) tensor
         """
         left = heads.gram(self.heads)
-        inside = self._inside(design).flatten(0, 1).to(left)
+        inside = self.inside(design).flatten(0, 1).to(left)
         left.addmm_(inside, self._weighted().T, alpha=-1.0)
         return left.view(*design.shape[:2], -1)

@@ -115,6 +115,11 @@ class TangentFeatures:
         """Derivatives of the outputs, kept; see `heads`."""
         return self.heads()
 
+    @cached_property
+    def own_kernel(self):
+        """Each row's kernel with itself, (n, C, C)."""
+        return self.output_heads.diagonal_blocks()
+
     def take(self, rows):
         """Return the features of some rows."""
         return TangentFeatures(self.network, self.inputs[rows])
@@ -122,7 +127,7 @@ class TangentFeatures:
     def heads(self, root=None):
         """Return the derivatives of the outputs, or of ``root^T z`` for root (n, C, q)."""
         batches = []
-        for rows in gen_batches(len(self.inputs), self._batch_rows()):
+        for rows in gen_batches(len(self.inputs), self.batch_rows):
             penalized, free = self.network.derivatives(self.inputs[rows])
             if root is not None:
                 penalized = [block.mixed(root[rows]) for block in penalized]
@@ -136,7 +141,8 @@ class TangentFeatures:
         n_heads = self.outputs.shape[1] if root is None else root.shape[2]
         return Heads(*joined, (len(self.inputs), n_heads), self.network)
 
-    def _batch_rows(self):
+    @property
+    def batch_rows(self):
         """How many rows are differentiated at once, so that little memory is held."""
         elements = self.network.doubles_per_row
         return max(1, min(len(self.inputs), _BATCH_DOUBLES // elements))

@@ -10,6 +10,8 @@ from scipy.linalg import lapack
 _DEPENDENT = 1e-6
 # Rounding errors of a residual diagonal, in units of its entries' precision.
 _ROUNDED = 64
+# Columns that are reserved at once.
+_RESERVED = 2048
 
 
 class PivotedFactor(NamedTuple):
@@ -109,8 +111,9 @@ class RandomPivots:
     def _reserve(self, rank):
         size = self._buffer.shape[1]
         if rank > size:
-            # By half as much again, so that growing in small steps copies little.
-            buffer = self._buffer.new_empty(len(self._buffer), max(rank, size + size // 2))
+            # Ahead of what is needed, so that growing in small steps copies little.
+            ahead = min(self._root.shape[0] * self._root.shape[2], max(_RESERVED, 3 * size // 2))
+            buffer = self._buffer.new_empty(len(self._buffer), max(rank, ahead))
             buffer[:, : self.rank] = self.factor
             self._buffer = buffer
 
