@@ -92,7 +92,7 @@ class InfluenceEstimator(
         hidden intercepts.
     tol : float, default=1e-3
         Relative error of first-order effects that ``solver="iterative"`` goes for. Its exact
-        removals of groups stop at a hundredth of it from the optimum.
+        removals of groups go to a hundredth of it.
     memory_limit : int, str or None, default=None
         Bytes, or a string such as "4GB", that a factorization may take. None: a share of what the
         machine has free.
@@ -131,8 +131,8 @@ class InfluenceEstimator(
         Norm of the objective's gradient at the fitted parameters, in units of a typical row's.
         Networks are not moved to the optimum; above 0.1 a warning says so.
     relative_move_ : float or None
-        How far training moved a network: the norm of the way, over that of the initial parameters.
-        Above 1 a linearisation says little about networks trained anew. Known of perceptrons with
+        How far training moved the parameters that may move: the norm of the way, over that of the
+        initial ones. Above 1, networks trained anew may end up elsewhere. Known of perceptrons with
         an integer ``random_state`` and of expansions by `linearize`; None for other models.
     solver_ : str
         The form that was chosen.

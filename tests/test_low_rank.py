@@ -11,7 +11,9 @@ from network_helpers import (
     digits_network,
     each_network,
     fit_case,
+    normal,
     oracle,
+    seeded,
     single_steps,
 )
 from sklearn.frozen import FrozenEstimator
@@ -19,6 +21,7 @@ from sklearn.neural_network import MLPClassifier
 
 from sklearn_dualif import InfluenceEstimator, TorchModel
 from sklearn_dualif.exceptions import InfluenceWarning, NotStationaryWarning
+from sklearn_dualif.losses import SquaredEpsilonInsensitive, SquaredHinge
 
 GROUP = [0, 2, 4, 9, 15]
 EXACT = {
@@ -60,7 +63,7 @@ def test_exact_removals_go_beyond_the_coordinates(digits, dense, tol, dtype):
 def test_exact_groups_need_little_rank(digits, dense, tol):
     model, X, y, X_query, y_query = digits
     influence = low_rank(model, tol=tol, memory_limit="2MB")
-    with pytest.warns(InfluenceWarning, match=f"more than tol={tol:g}. order='first' is refined"):
+    with pytest.warns(InfluenceWarning, match=f"more than tol={tol:g}. influence"):
         influence.fit(X, y)
     info = influence.solver_info_
     assert info["rank"] < 100 < 90 * 9
@@ -108,6 +111,47 @@ def test_exact_removals_of_a_network_that_is_still_moving(alpha):
         changes.append(influence.output_change(np.arange(25), queries, order="exact"))
     assert influence.solver_info_["relative_error"] > 1e-3
     assert relative(changes[1], changes[0]) < 1e-5
+
+
+def test_exact_effects_of_one_row_are_not_lost_in_those_of_training_on():
+    X, y, queries = normal(60, 5), np.arange(60) % 3, normal(9, 5, seed=1)
+    with pytest.warns(UserWarning, match="converged"):
+        model = MLPClassifier((12,), alpha=0.1, max_iter=30, random_state=0).fit(X, y)
+    changes = []
+    for options in ({"solver": "dual"}, {"solver": "iterative", "memory_limit": "90kB"}):
+        influence = InfluenceEstimator(FrozenEstimator(model), random_state=0, **options)
+        with pytest.warns((InfluenceWarning, NotStationaryWarning)):
+            influence.fit(X, y)
+        changes.append(influence.output_change([7], queries, order="exact"))
+    # Training on to the optimum moves the outputs a hundred times as far.
+    assert relative(changes[1], changes[0]) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "loss", [SquaredEpsilonInsensitive(0.3), SquaredHinge()], ids=["epsilon", "hinge"]
+)
+def test_rows_without_a_gradient_come_in_when_others_go(loss):
+    X, X_query = normal(40, 4), normal(7, 4, seed=1)
+    y = np.where(normal(40, 1, seed=2) > 0, 1.0, -1.0)
+    module = seeded(lambda: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 1)))
+    optimizer = torch.optim.LBFGS(module.parameters(), max_iter=30)
+
+    def closure():
+        optimizer.zero_grad()
+        terms = (torch.from_numpy(y) - module(torch.from_numpy(X))) ** 2
+        terms.mean().backward()
+        return terms.mean()
+
+    optimizer.step(closure)
+    changes = []
+    for options in ({"solver": "primal"}, {"solver": "iterative", "memory_limit": "12kB"}):
+        model = TorchModel(module, loss=loss, weight_decay=0.01)
+        influence = InfluenceEstimator(model, tol=1e-7, random_state=0, **options)
+        with pytest.warns((InfluenceWarning, NotStationaryWarning)):
+            influence.fit(X, y)
+        changes.append(influence.output_change(np.arange(25), X_query, order="exact"))
+    assert influence.solver_info_["rank"] < 10
+    assert relative(changes[1], changes[0]) < 1e-6
 
 
 @given(seed=st.integers(0, 2**31), removed=st.sets(st.integers(0, 39), min_size=1, max_size=25))

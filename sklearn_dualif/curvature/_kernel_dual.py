@@ -55,12 +55,12 @@ class KernelDual:
         free = self.heads.free_jacobian.double().cpu().flatten(0, 1)
         self.n_free = free.shape[1]
         self.pull = self.heads.push(self.parameters).double().cpu().flatten(0, 1)
-        self._invert(self.heads.gram(self.heads).double().cpu(), free)
+        self._invert(self.heads.gram(self.heads).double(), free)
         self.pull_image = self.inverse @ self.pull
         self._kept = {}
 
     def _invert(self, kernel, free):
-        kernel.diagonal().add_(self.ridge)
+        kernel.diagonal().add_(float(self.ridge))
         lower, info = torch.linalg.cholesky_ex(kernel)
         if int(info) != 0:
             raise SingularCurvatureError(

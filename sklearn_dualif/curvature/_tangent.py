@@ -7,6 +7,7 @@ number of parameters.
 """
 
 import copy
+from functools import cached_property
 
 import torch
 from sklearn.utils import gen_batches
@@ -41,7 +42,7 @@ class TangentCurvature(PrimalCurvature):
         self._hessian = self._data_hessian(torch.arange(self.n_rows)) if ridge > 0 else None
         whitening = None
         if ridge > 0:
-            whitening = whiten_ridge(self._hessian, ridge, self.n_free, spectral=False)
+            whitening = self._whitened(self._hessian, ridge)
         if whitening is None:
             self._hessian, upper = None, None
             for rows in gen_batches(self.n_rows, self.map_rows):
@@ -64,6 +65,12 @@ class TangentCurvature(PrimalCurvature):
             hessian[: self.n_free], hessian[:, : self.n_free] = free, free.T
         return hessian
 
+    def _whitened(self, hessian, ridge, *, spectral=False):
+        """Whiten on the device of the Jacobians; None where that fails."""
+        hessian = hessian.to(self.features.values.device)
+        whitening = whiten_ridge(hessian, ridge, self.n_free, spectral=spectral)
+        return None if whitening is None else whitening.on_processor()
+
     def _take(self, whitening):
         self.map = whitening.map[None]
         spectrum = whitening.inverse_spectrum
@@ -73,7 +80,7 @@ class TangentCurvature(PrimalCurvature):
         """Bring the map into the form in which the ridge can be shifted; it costs more."""
         if self._hessian is not None:
             hessian, self._hessian, self._lowered = self._hessian, None, {}
-            self._take(whiten_ridge(hessian, float(self.ridge[0]), self.n_free, spectral=True))
+            self._take(self._whitened(hessian, float(self.ridge[0]), spectral=True))
 
     def _at(self, shift):
         """Return this curvature with the ridge lowered; None where that takes a spectral map."""
@@ -83,7 +90,7 @@ class TangentCurvature(PrimalCurvature):
             return None
         if value not in self._lowered:
             ridge = float(self.ridge[0]) - value
-            whitening = whiten_ridge(self._hessian, ridge, self.n_free, spectral=False)
+            whitening = self._whitened(self._hessian, ridge)
             if whitening is None:
                 self._diagonalize()
                 return None
@@ -206,7 +213,7 @@ class TangentCurvature(PrimalCurvature):
             else:
                 hessian = self._hessian - self._data_hessian(rows)
             ridge = float(self.ridge[0]) - share
-            whitening = whiten_ridge(hessian, ridge, self.n_free, spectral=False)
+            whitening = self._whitened(hessian, ridge)
             if whitening is not None:
                 return whitening.map @ (whitening.map.mT @ gradient)
         if share:
@@ -269,13 +276,12 @@ class NystromCurvature(TangentCurvature):
         self._damping.diagonal(dim1=1, dim2=2).add_(1.0)
         # From output gradients to sources, and what the heads' own part takes off them.
         self._weights = torch.cholesky_inverse(lower)
-        self._heads = torch.linalg.pinv(root)
-        fitted = self.features.root
-        self._turn = None
-        if not torch.equal(fitted, root.to(fitted)):
-            # The heads whose kernel is at hand are weighted as at the fitted parameters.
-            self._turn = (torch.linalg.pinv(fitted.double().cpu()) @ root).to(fitted)
         super()._factorize()
+
+    @cached_property
+    def _heads(self):
+        """Pseudo-inverses (n, q, C) of the roots."""
+        return torch.linalg.pinv(self.expansion.root[0])
 
     def _mixed(self, rows, values):
         return self._inner_root[rows].mT.to(values) @ values
@@ -301,15 +307,11 @@ class NystromCurvature(TangentCurvature):
         return scores + (slopes[0] * moved).sum((1, 2)) / self.ridge[0]
 
     def design(self, features):
-        if features is self.features:
-            return self.row_design(slice(None))
-        return super().design(features)
+        return self.row_design(slice(None))
 
     def residual(self, heads, design):
         """Return what the coordinates leave of the kernel of heads with the training rows."""
         kernel = self.features.residual(heads, design).unflatten(2, (self.n_rows, -1))
-        if self._turn is not None:
-            kernel = torch.einsum("thnq,nqk->thnk", kernel, self._turn)
         values = self.features.values
         weighted = (self._weights @ self.expansion.root[0].mT).to(values) @ values
         folded = (kernel.flatten(2).flatten(0, 1) @ weighted.flatten(0, 1)).view(
@@ -339,6 +341,10 @@ class NystromCurvature(TangentCurvature):
     def _source(self, rows, output_gradients):
         """Return ``v`` (b, q, 1) with ``S v`` the output gradients (b, C) of rows."""
         return self._heads[rows] @ output_gradients.unsqueeze(-1)
+
+    def changes(self, state):
+        """Return the outputs (n, C) of the training rows under a state."""
+        return self.outputs(self.features.values, state)[0, ..., 0]
 
     def seen(self, state):
         """Return the root-weighted outputs of all rows under a state, (n, q, 1)."""
@@ -378,35 +384,3 @@ class NystromCurvature(TangentCurvature):
         source[rows] -= self._source(rows, change)
         source = self.weighted_heads(source) / self.ridge[0]
         return torch.cat([state, source.reshape(1, -1, 1)], 1)
-
-    # Beyond the coordinates --------------------------------------------------------------------
-
-    def full_step(self, inside, outside):
-        """Return minus the inverse Hessian times a gradient within and beyond the coordinates.
-
-        Parameters
-        ----------
-        inside : (1, P, 1) tensor
-            Gradient by the coordinates.
-        outside : (n, C) tensor
-            ``u`` such that ``J^T u`` is the gradient beyond them.
-
-        Returns
-        -------
-        state : (1, P, 1) tensor
-        sources, beyond, z : (n, C) tensors
-            The step beyond the coordinates is ``J^T sources``; ``beyond`` is what it adds to the
-            outputs ``z`` of the training rows, the network's kernel and not its low-rank form.
-        """
-        outside = outside.unsqueeze(-1)
-        damped = self._damping @ outside
-        state = -self.solve(inside + self.features.pull((damped - outside)[..., 0])[None])
-        seen = self.outputs(self.features.values, state)[0]
-        root = self.expansion.root[0]
-        sources = -(damped + self._damping @ (root @ (root.mT @ seen))) / self.ridge[0]
-        beyond = self.features.beyond(sources)[..., 0]
-        return state, sources[..., 0], beyond, seen[..., 0] + beyond
-
-    def weights_of_sources(self, sources):
-        """Return the weights (1, n q, 1) of the fitted heads that sources (n, C) are."""
-        return (self._heads @ sources.unsqueeze(-1)).reshape(1, -1, 1)

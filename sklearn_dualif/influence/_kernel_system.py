@@ -3,6 +3,8 @@
 import torch
 
 _STEPS = 100
+# Steps without a new smallest one: rounding is what is left.
+_PATIENCE = 5
 
 
 class KernelSystem:
@@ -30,7 +32,7 @@ class KernelSystem:
     def start(self, column, design):
         """Return the low-rank form's solution for heads of queries, of Jacobians (m, 1, P)."""
         inside = self.design.products(self.design.inside(design)[:, 0])
-        return self._solve(column - inside, design[:, 0].double().T[None])
+        return self._solve(column - inside, design[:, 0].double().cpu().T[None])
 
     def solve(self, column):
         """Return the low-rank form's inverse times columns, free parameters eliminated."""
@@ -48,12 +50,16 @@ class KernelSystem:
         return column - self.ridge * x - product.flatten(0, 1)
 
     def refined(self, column, x, tol):
-        """Return x after conjugate gradients, all columns at once, to a relative error ``tol``."""
+        """Return x after conjugate gradients, all columns at once, and their relative error."""
         residual = self.residual(column, x)
         step = direction = self.solve(residual)
         product = (residual * step).sum(0)
+        smallest, waited = torch.inf, 0
         for _ in range(_STEPS):
-            if bool((_lengths(step) <= tol * _lengths(x)).all()):
+            error = float((_lengths(step) / _lengths(x)).max())
+            waited = 0 if error < smallest else waited + 1
+            smallest = min(smallest, error)
+            if error <= tol or waited > _PATIENCE:
                 break
             image = -self.residual(torch.zeros_like(column), direction)
             size = product / (direction * image).sum(0)
@@ -64,7 +70,7 @@ class KernelSystem:
             product = (residual * step).sum(0)
             turn = torch.where(before > 0, product / before, 0.0)
             direction = step + turn * direction
-        return x
+        return x, error
 
     def _by_rows(self, column):
         return column.view(*self.shape, -1)
@@ -79,4 +85,5 @@ class KernelSystem:
 
 
 def _lengths(columns):
-    return torch.linalg.vector_norm(columns, dim=0)
+    # Queries without a kernel have solutions of length zero.
+    return torch.linalg.vector_norm(columns, dim=0).clamp(min=torch.finfo(columns.dtype).tiny)

@@ -16,7 +16,6 @@ from functools import cached_property
 
 import torch
 
-from ..curvature import NystromCurvature
 from ..exceptions import InfluenceWarning
 from ..kernels import KernelBasis, NystromDesign
 from ..linalg import RandomPivots
@@ -42,6 +41,8 @@ class LowRankTangent:
     memory_limit : int
         Bytes.
     random_state : numpy.random.RandomState
+    ridge : tensor
+        Of the curvature that effects are computed with.
 
     Attributes
     ----------
@@ -52,8 +53,8 @@ class LowRankTangent:
         Whether memory ended the growth before ``tol`` was met.
     """
 
-    def __init__(self, problem, tol, memory_limit, random_state):
-        self.problem = problem
+    def __init__(self, problem, tol, memory_limit, random_state, ridge):
+        self.problem, self.ridge = problem, ridge
         features, root = problem.features, problem.expansion.root[0]
         network = features.network
         self.root = root.to(device=network.device, dtype=network.dtype)
@@ -68,13 +69,14 @@ class LowRankTangent:
             self.root,
             diagonal,
             generator,
+            self._largest_rank(memory_limit),
         )
         weighted = torch.nonzero(root.flatten(1).any(1))[:, 0]
         chosen = random_state.permutation(len(weighted))[:_QUERIES]
         self.queries = weighted[torch.from_numpy(chosen)].sort().values
         gradient = problem.model.loss.gradient(problem.y, problem.fitted_outputs)
         self.directions = gradient[self.queries].unsqueeze(-1)
-        self._grow(tol, self._largest_rank(memory_limit))
+        self._grow(tol)
 
     def _largest_rank(self, memory_limit):
         """Return the rank whose factor and matrices fit."""
@@ -85,8 +87,9 @@ class LowRankTangent:
             rank = int(0.9 * rank)
         return rank
 
-    def _grow(self, tol, largest):
-        pivots, ridge = self.pivots, float(self.problem.ridge[0])
+    def _grow(self, tol):
+        pivots, ridge = self.pivots, float(self.ridge[0])
+        largest = pivots.largest
         share, checks, error, seen = _ERROR_OF_RESIDUAL, 0, math.inf, 0.0
         while error > tol:
             # The residual diagonal is known at no cost; how it goes with the error is learnt.
@@ -120,8 +123,9 @@ class LowRankTangent:
         if self.falls_short:
             reason = f"At the largest rank that memory_limit allows ({self.pivots.rank})"
             remedy = (
-                "order='first' is refined to tol by conjugate gradients, which takes longer. Raise "
-                "memory_limit or tol" + ("." if single else ", or use dtype='float32'.")
+                "influence() with order='first' is refined by conjugate gradients, which takes "
+                "longer. Raise memory_limit or tol"
+                + ("." if single else ", or use dtype='float32'.")
             )
         else:
             reason = "At what rounding leaves of the kernel"
@@ -148,17 +152,9 @@ class LowRankTangent:
         if basis.outside.shape[1]:
             parts.append(self.outputs.push(basis.outside))
         values = torch.cat(parts, 2)
-        self.design = NystromDesign(
-            basis, problem.features, "iterative", values, self.heads, self.root
-        )
-        self.curvature = NystromCurvature(
-            self.design,
-            problem.layout,
-            problem.model.free_jacobian,
-            problem.expansion,
-            problem.ridge,
-            shiftable=problem.shares is not None,
-        )
+        self.design = NystromDesign(basis, problem.features, "iterative", values, self.root)
+        self.design.heads = self.heads
+        self.curvature = problem.nystrom(problem.expansion, self.ridge, self.design)
 
     def _error(self):
         """Return the estimated relative error of first-order scores on the queries' losses."""
@@ -166,7 +162,7 @@ class LowRankTangent:
         features = self.problem.features.take(self.queries)
         target = features.heads(self.directions)
         column = system.column(target)
-        solution = system.start(column, self.design.design(features, self.directions))
+        solution = system.start(column, self.design.design_of(target))
         error = system.solve(system.residual(column, solution))
         coefficient = self.problem.expansion.coefficient[0].unsqueeze(-1)
         own = self.queries, torch.arange(len(self.queries))

@@ -1,9 +1,12 @@
 """Networks in the low-rank form: what its coordinates leave out is added where it counts."""
 
+import warnings
 from functools import cached_property
 
 import torch
+from sklearn.utils import gen_batches
 
+from ..exceptions import InfluenceWarning
 from ._descent import FullState, descend
 from ._exact import no_optimum
 from ._kernel_system import KernelSystem
@@ -11,6 +14,8 @@ from ._network import NetworkEngine
 
 # Optima beyond the coordinates are found to this share of ``tol``.
 _FINISHED = 1e-2
+# Queries that are refined at once.
+_COLUMNS = 32
 
 
 class LowRankEngine(NetworkEngine):
@@ -18,16 +23,13 @@ class LowRankEngine(NetworkEngine):
 
     Single removals, and groups of order "first" and "newton", are those of the low-rank form. An
     exact group's optimum is one in all parameters. Exact single removals are Newton's at that
-    optimum, and what they differ by within the coordinates. First-order effects are refined where
-    the rank stayed too small for ``tol``.
+    optimum, and what they differ by within the coordinates. First-order effects on queries are
+    refined where the rank stayed too small for ``tol``.
     """
 
     def _factorize(self, damping):
-        problem = self.problem
         self._check_gradients_vanish()
-        if damping is None:
-            return problem.low_rank.curvature
-        return problem.nystrom(problem.expansion, damping)
+        return self.problem.low_rank.curvature
 
     @property
     def solver_info(self):
@@ -37,24 +39,16 @@ class LowRankEngine(NetworkEngine):
     def _design_width(self):
         return super()._design_width + self.problem.low_rank.root[..., 0, :].numel()
 
-    def _curvature_for(self, order):
-        return self.curvature
-
     # Exact removals ----------------------------------------------------------------------------
 
     @cached_property
     def _full_optimum(self):
-        """The optimum in all parameters."""
+        """The optimum in all parameters; to rounding, as small groups are compared with it."""
         problem = self.problem
-        start = FullState.near(problem, problem.start, self.z)
-        optimum, converged = descend(problem, start, self.z, self._left)
+        optimum, converged = descend(problem, FullState.fitted(problem), self.z, 0.0)
         if not converged:
             raise self._no_optimum()
         return optimum
-
-    @property
-    def _left(self):
-        return _FINISHED * self.problem.accuracy.tol
 
     @cached_property
     def _optimum(self):
@@ -63,15 +57,15 @@ class LowRankEngine(NetworkEngine):
         return optimum.state, optimum.z, curvature
 
     @cached_property
-    def _beyond(self):
-        """Newton's single removals at the optimum, in all parameters: curvature and removals."""
+    def _newton_at_optimum(self):
+        """Curvature and Newton's single removals there, in all parameters."""
         problem, optimum = self.problem, self._full_optimum
         curvature = problem.nystrom(problem.expand(optimum.z))
         curvature.anchor(optimum.state, problem.shares)
         return curvature, curvature.leave_one_out(measured=False)
 
     def _exact_own(self):
-        more = self._beyond[1].own - self._optimum_removals.own
+        more = self._newton_at_optimum[1].own - self._optimum_removals.own
         return super()._exact_own() + self.problem.layout.to_outputs(more)
 
     def _removed_exactly(self, rows):
@@ -81,13 +75,13 @@ class LowRankEngine(NetworkEngine):
         return self._change_to(self.problem.relabeled(rows, y_new, weights_new))
 
     def _change_to(self, edited):
-        """Return the state change to the optimum of an edited problem."""
+        """Return the change to the optimum of an edited problem: a state, then its sources."""
         before = self._full_optimum
-        after, converged = descend(edited, before, before.z, self._left)
+        after, converged = descend(edited, before, before.z, _FINISHED * self.problem.accuracy.tol)
         if not converged:
             raise no_optimum()
-        weights = self.curvature.weights_of_sources(after.sources - before.sources)
-        return torch.cat([after.state - before.state, weights], 1)
+        sources = (after.sources - before.sources).reshape(1, -1, 1)
+        return torch.cat([after.state - before.state, sources], 1)
 
     # Single removals ---------------------------------------------------------------------------
 
@@ -97,7 +91,7 @@ class LowRankEngine(NetworkEngine):
             return
         curvature, removals = self.curvature, self._removals(order)
         if order == "exact":
-            curvature, removals = self._beyond
+            curvature, removals = self._newton_at_optimum
         design = curvature.design_of(heads)
         rest = curvature.residual(heads, design)
         if order == "first":
@@ -105,20 +99,35 @@ class LowRankEngine(NetworkEngine):
                 yield rows, effects.unsqueeze(-1)
             return
         for rows, states in self._removal_states(order):
-            beyond = states
+            newton = states
             if order == "exact":
-                beyond = curvature.removal_states(rows, removals)
-                newton = self._optimum[2].removal_states(rows, self._optimum_removals)
-                states = states - newton + beyond
-            more = curvature.residual_changes(rest, rows, removals, beyond)
+                # The coordinates tell how exact removals differ from Newton's.
+                newton = curvature.removal_states(rows, removals)
+                within = self._optimum[2].removal_states(rows, self._optimum_removals)
+                states = states - within + newton
+            more = curvature.residual_changes(rest, rows, removals, newton)
             yield rows, curvature.output_changes(design, states) + more.transpose(1, 2)
 
     def _refined_changes(self, heads):
         """Return the changes (t, n) of one head of each query under first-order removals."""
         curvature, system = self.curvature, KernelSystem(self.curvature)
-        column, design = system.column(heads), curvature.design_of(heads)
-        solution = system.start(column, design)
-        solution = system.refined(column, solution, self.problem.accuracy.tol)
+        columns, design = system.column(heads), curvature.design_of(heads)
+        tol, reached, solutions = self.problem.accuracy.tol, 0.0, []
+        for part in gen_batches(len(design), _COLUMNS):
+            column = columns[:, part]
+            start = system.start(column, design[part])
+            solution, error = system.refined(column, start, tol)
+            solutions.append(solution)
+            reached = max(reached, error)
+        if reached > tol:
+            warnings.warn(
+                f"Conjugate gradients left a relative error of {reached:.2g} in first-order "
+                f"effects, more than tol={tol:g}. Use dtype='float64', or raise memory_limit or "
+                "tol.",
+                InfluenceWarning,
+                stacklevel=2,
+            )
+        solution = torch.cat(solutions, 1)
         coefficient = curvature.expansion.coefficient[0].unsqueeze(-1)
         changes = (coefficient * solution.view(*system.shape, -1)).sum(1)
         if curvature.shares is not None:
@@ -130,11 +139,13 @@ class LowRankEngine(NetworkEngine):
 
     # Parameters --------------------------------------------------------------------------------
 
-    def _lift(self, coordinates):
+    def _lift(self, coordinates, order):
         design = self.problem.low_rank.design
         size = design.basis.size
-        penalized = design.basis.lift(coordinates[:size])
-        if len(coordinates) > size:
-            weights = coordinates[size:].view(*design.heads.shape, -1)
-            penalized = penalized + design.lift_residual(weights)
-        return penalized
+        penalized, rest = design.basis.lift(coordinates[:size]), coordinates[size:]
+        if not len(rest):
+            return penalized
+        rest = rest.view(len(self.z), -1, rest.shape[1])
+        if order == "exact":
+            return penalized + design.lift_sources(rest)
+        return penalized + design.lift_residual(rest)

@@ -34,11 +34,12 @@ _LIFTED = 8
 
 
 class Accuracy(NamedTuple):
-    """How far a low-rank form goes: relative error, bytes, and the source of its pivots."""
+    """How far a low-rank form goes: relative error, bytes, the source of its pivots, its ridge."""
 
     tol: float
     memory_limit: int
     random_state: np.random.RandomState
+    ridge: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +109,10 @@ class NetworkProblem(TrainingProblem):
         problem.__dict__[shared] = getattr(self, shared)
         return problem
 
-    def nystrom(self, expansion, ridge=None):
+    def nystrom(self, expansion, ridge=None, design=None):
         """Return the curvature that knows of what the coordinates leave out."""
         return NystromCurvature(
-            self.low_rank.design,
+            self.low_rank.design.reweighted(expansion.root[0]) if design is None else design,
             self.layout,
             self.model.free_jacobian,
             expansion,
@@ -139,6 +140,7 @@ def build_network_problem(
         damping = None
     _warn_if_loose(model, float(ridge[0]) if damping is None else damping, eigenvalue)
     form = _choose_form(model, features, root.shape[2], solver, accuracy.memory_limit)
+    damping = None if damping is None else torch.full_like(ridge, damping)
     problem = NetworkProblem(
         model=model,
         features=features,
@@ -149,9 +151,9 @@ def build_network_problem(
         form=form,
         fisher=fisher,
         centered=centered,
-        accuracy=accuracy,
+        accuracy=accuracy._replace(ridge=ridge if damping is None else damping),
     )
-    return problem, None if damping is None else torch.full_like(ridge, damping)
+    return problem, damping
 
 
 def _mean_eigenvalue(features, root):
@@ -301,10 +303,10 @@ class NetworkEngine(InfluenceEngine):
 
     @cached_property
     def _optimum_removals(self):
-        return self._optimum[2].leave_one_out()
+        return self._optimum[2].leave_one_out(measured=False)
 
     def _no_change(self, order):
-        return torch.zeros_like(self._optimum[0] if order == "exact" else self.state)
+        return torch.zeros_like(self.problem.start if order == "exact" else self.state)
 
     def _curvature_for(self, order):
         return self._optimum[2] if order == "exact" else self.curvature
@@ -404,8 +406,8 @@ class NetworkEngine(InfluenceEngine):
         if self.problem.form == "dual" and order != "exact":
             return self.curvature.lift(states)
         free = self.model.network.n_free
-        return self._lift(states[0, free:]), states[0, :free]
+        return self._lift(states[0, free:], order), states[0, :free]
 
-    def _lift(self, coordinates):
+    def _lift(self, coordinates, order):
         """Return penalised parameters from the coordinates of states."""
         return self.problem.tangent.basis.lift(coordinates)

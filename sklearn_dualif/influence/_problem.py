@@ -204,8 +204,8 @@ def _step_from_outputs(problem, curvature, design, z):
     return state, curvature.output_changes(design, state)[:, 0] + problem.offset
 
 
-def line_search(problem, z, dz, slope, along, square, size=1.0):
-    """Return the largest tried size of a step that lowers the objective enough, at most ``size``.
+def line_search(problem, z, dz, slope, along, square):
+    """Return the largest tried size of a step, at most 1, that lowers the objective enough.
 
     Parameters
     ----------
@@ -217,12 +217,10 @@ def line_search(problem, z, dz, slope, along, square, size=1.0):
         Of the objective along the step.
     along, square : float
         First and second derivative of the ridge term along it.
-    size : float
-        To try first.
     """
     loss, y = problem.model.loss, problem.y
     weights = problem.weights if problem.weights.ndim == 2 else problem.weights[:, None]
-    size = min(size, loss.largest_step(z, dz))
+    size = loss.largest_step(z, dz)
     while size > 1e-10:
         if loss.in_domain(z + size * dz):
             change = float((weights * loss.change_terms(y, z, size * dz)).sum())

@@ -12,6 +12,9 @@ with pivots ``P`` among the heads of the training rows: coordinates of any row a
 with the pivots times a small matrix, and no vector of the size of the parameters is formed.
 """
 
+import copy
+from functools import cached_property
+
 import torch
 
 
@@ -127,11 +130,9 @@ class TangentDesign:
         """Number of training rows and of coordinates."""
         return self.features.shape[0], self.basis.size
 
-    def design(self, features, root=None):
-        """Return the Jacobians (n, h, f + D) of outputs, or of ``root^T z``."""
-        if features is self.features and root is None:
-            return self.values
-        return self.design_of(features.heads(root))
+    def design(self, features):
+        """Return the Jacobians (n, C, f + D) of the outputs of rows."""
+        return self.values if features is self.features else self.design_of(features.heads())
 
     def design_of(self, heads):
         """Return the Jacobians (n, h, f + D) of heads."""
@@ -150,28 +151,43 @@ class NystromDesign(TangentDesign):
 
     Attributes
     ----------
-    heads : Heads
-        Root-weighted, of the training rows.
     root : (n, C, q) tensor
-        Their weights.
+        Weights of the training rows' heads.
     left_out : (n, C, C) tensor
         Of each row's kernel with itself.
     """
 
-    def __init__(self, basis, features, name, values, heads, root):
+    def __init__(self, basis, features, name, values, root):
         super().__init__(basis, features, name, values)
-        self.heads, self.root = heads, root
+        self.root = root
         inside = self.inside(values)
         left_out = features.own_kernel - inside @ inside.mT
         # Positive semidefinite but for rounding.
         values, vectors = torch.linalg.eigh(left_out.double().cpu())
         self.left_out = (vectors * values.clamp(min=0.0).unsqueeze(1)) @ vectors.mT
 
+    def reweighted(self, root):
+        """Return this design with other weights of the training rows' heads."""
+        design = copy.copy(self)
+        design.__dict__.pop("heads", None)
+        design.root = root.to(self.root)
+        return design
+
+    @cached_property
+    def heads(self):
+        """Root-weighted, of the training rows."""
+        return self.features.output_heads.mixed(self.root)
+
     def lift_residual(self, weights):
         """Return the parameters (d, m) that weights (n, q, m) of the training heads add."""
-        values = self._weighted()
-        inside = values.T @ weights.flatten(0, 1).to(values)
-        return self.heads.pull(weights).double().cpu() - self.basis.lift(inside.double())
+        return self.lift_sources(self.root.double().cpu() @ weights)
+
+    def lift_sources(self, sources):
+        """Return the part (d, m) of ``J^T sources`` outside of the coordinates."""
+        values = self.inside(self.values).flatten(0, 1)
+        inside = values.T @ sources.flatten(0, 1).to(values)
+        pulled = self.features.output_heads.pull(sources).double().cpu()
+        return pulled - self.basis.lift(inside.double())
 
     def pull(self, output_gradients):
         """Return ``Phi^T u`` (f + D, 1) for output gradients (n, C) of the training rows."""

@@ -16,10 +16,12 @@ def symmetric_pseudo_inverse(matrix):
 
 
 def inverse_from_cholesky(lower):
-    """Return ``(L L^T)^{-1}`` (n, n) of a lower triangular factor, which is overwritten.
+    """Return ``(L L^T)^{-1}`` (n, n), on the processor, of a factor L, which is overwritten.
 
-    By SciPy's LAPACK: its ``potri`` is many times as fast as torch's on a processor.
+    By SciPy's LAPACK there: its ``potri`` is many times as fast as torch's.
     """
+    if lower.device.type != "cpu":
+        return torch.cholesky_inverse(lower).cpu()
     # The transpose of a row-major matrix is the column-major one that LAPACK overwrites in place.
     upper, info = lapack.dpotri(lower.numpy().T, lower=0, overwrite_c=1)
     if info != 0:

@@ -59,12 +59,15 @@ class RandomPivots:
     diagonal : (n q,) tensor
         Of ``A``.
     generator : torch.Generator
+    largest : int
+        Rank beyond which nothing is reserved.
     """
 
-    def __init__(self, columns, root, diagonal, generator):
+    def __init__(self, columns, root, diagonal, generator, largest):
         self._columns = columns
         self._root = root
         self._generator = generator
+        self.largest = largest
         self.diagonal = diagonal.double()
         # Less than this is what rounding leaves of a pivot: nothing to factorise.
         self._floor = _ROUNDED * torch.finfo(root.dtype).eps * self.diagonal
@@ -112,7 +115,7 @@ class RandomPivots:
         size = self._buffer.shape[1]
         if rank > size:
             # Ahead of what is needed, so that growing in small steps copies little.
-            ahead = min(self._root.shape[0] * self._root.shape[2], max(_RESERVED, 3 * size // 2))
+            ahead = min(self.largest, max(_RESERVED, 3 * size // 2))
             buffer = self._buffer.new_empty(len(self._buffer), max(rank, ahead))
             buffer[:, : self.rank] = self.factor
             self._buffer = buffer

@@ -29,6 +29,11 @@ class Whitening(NamedTuple):
     map: torch.Tensor
     inverse_spectrum: torch.Tensor | None
 
+    def on_processor(self):
+        """Return the same in the processor's memory."""
+        spectrum = self.inverse_spectrum
+        return Whitening(self.map.cpu(), None if spectrum is None else spectrum.cpu())
+
 
 def whiten_hessian(data_hessian, ridge, n_free, *, spectral):
     """Whiten from the data part ``N`` (P, P) of the Hessian by Cholesky.
