@@ -27,7 +27,7 @@ _RANK_STEP = 256
 # First-order errors seen, over the largest residual diagonal in units of the ridge.
 _ERROR_OF_RESIDUAL = 0.02
 # Where the residual falls to this share and the error does not follow, rounding is what is left.
-_STALLED = 0.5
+_STALLED = 0.25
 
 
 class LowRankTangent:
