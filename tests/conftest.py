@@ -1,8 +1,13 @@
-"""Profiles of the property tests: the same few examples on every run, unless more are asked for."""
+"""What all tests share: profiles of the property tests, and a network that takes long to train.
+
+Property tests try the same few examples on every run, unless more are asked for.
+"""
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
+from network_helpers import digits_network
 
 _COMMON = {
     "deadline": None,
@@ -13,3 +18,9 @@ _COMMON = {
 settings.register_profile("default", derandomize=True, max_examples=6, **_COMMON)
 settings.register_profile("thorough", max_examples=100, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """A TorchModel at its optimum on 90 digits, the digits, and 20 queries."""
+    return digits_network()

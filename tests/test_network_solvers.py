@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from network_cases import network_case
-from network_helpers import digits_network
 from network_references import dense_jacobian, dense_outputs, linearise, loss_pieces
 from scipy.special import softmax
 from sklearn.base import clone
@@ -29,11 +28,6 @@ from sklearn_dualif.objectives import Loss
 def gap(found, expected):
     """Return the norm of the difference relative to what is expected."""
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return digits_network()
 
 
 @pytest.fixture(scope="module")

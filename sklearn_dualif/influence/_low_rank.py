@@ -13,9 +13,11 @@ on its own loss is left out: unseen rows have none like it, and it hides the err
 import math
 import warnings
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 
+from ..curvature import NystromCurvature
 from ..exceptions import InfluenceWarning
 from ..kernels import KernelBasis, NystromDesign
 from ..linalg import RandomPivots
@@ -28,6 +30,17 @@ _RANK_STEP = 256
 _ERROR_OF_RESIDUAL = 0.02
 # Where the residual falls to this share and the error does not follow, rounding is what is left.
 _STALLED = 0.25
+
+
+class _Factor(NamedTuple):
+    """What was built at one rank, and its estimated relative error."""
+
+    design: NystromDesign
+    curvature: NystromCurvature
+    error: float
+    rank: int
+    residual_trace: float
+    largest_residual: float
 
 
 class LowRankTangent:
@@ -47,6 +60,7 @@ class LowRankTangent:
     Attributes
     ----------
     design : NystromDesign
+    curvature : NystromCurvature
     info : dict
         What `InfluenceEstimator` reports as ``solver_info_``.
     falls_short : bool
@@ -88,33 +102,38 @@ class LowRankTangent:
         return rank
 
     def _grow(self, tol):
-        pivots, ridge = self.pivots, float(self.ridge[0])
-        largest = pivots.largest
+        pivots, ridge, best = self.pivots, float(self.ridge[0]), None
         share, checks, error, seen = _ERROR_OF_RESIDUAL, 0, math.inf, 0.0
         while error > tol:
             # The residual diagonal is known at no cost; how it goes with the error is learnt.
-            pivots.grow(min(largest, pivots.rank + _RANK_STEP))
+            pivots.grow(min(pivots.largest, pivots.rank + _RANK_STEP))
             left = float(pivots.diagonal.max()) / ridge
-            done = pivots.exhausted or pivots.rank >= largest
+            done = pivots.exhausted or pivots.rank >= pivots.largest
             if not done and share * left > _MARGIN * tol and left > _STALLED * seen:
                 continue
-            self._build()
-            before, error, checks = error, self._error(), checks + 1
+            design, curvature = self._build()
+            before, error, checks = error, self._error(curvature), checks + 1
+            # Where rounding is what is left, more pivots can make it worse.
+            if best is None or error < best.error:
+                trace = float(pivots.diagonal.sum()) / ridge
+                best = _Factor(design, curvature, error, pivots.rank, trace, left)
             if done or (left <= _STALLED * seen and error > 0.75 * before):
                 break
             share, seen = error / left, left
+        self.design, self.curvature = best.design, best.curvature
         self.info = {
-            "rank": pivots.rank,
-            "relative_error": error,
+            "rank": best.rank,
+            "relative_error": best.error,
             "queries": self.queries.tolist(),
-            "residual_trace": float(pivots.diagonal.sum()) / ridge,
-            "largest_residual": float(pivots.diagonal.max()) / ridge,
+            "residual_trace": best.residual_trace,
+            "largest_residual": best.largest_residual,
             "iterations": checks,
-            "bytes": self.design.values.numel() * self.design.values.element_size(),
+            "bytes": best.design.values.numel() * best.design.values.element_size(),
         }
-        self.falls_short = error > tol and pivots.rank >= largest and not pivots.exhausted
-        if error > tol:
-            self._warn_of(error, tol)
+        unmet = best.error > tol
+        self.falls_short = unmet and pivots.rank >= pivots.largest and not pivots.exhausted
+        if unmet:
+            self._warn_of(best.error, tol)
         del self.pivots, self.free
 
     def _warn_of(self, error, tol):
@@ -143,7 +162,7 @@ class LowRankTangent:
         return self.design.doubled()
 
     def _build(self):
-        """Set the design and the curvature of the present rank."""
+        """Return the design and the curvature of the present rank."""
         problem, pivots = self.problem, self.pivots
         penalized, _ = problem.model.network.parameters()
         basis = KernelBasis(self.heads.picked(pivots.pivots), pivots.corner, penalized)
@@ -152,17 +171,17 @@ class LowRankTangent:
         if basis.outside.shape[1]:
             parts.append(self.outputs.push(basis.outside))
         values = torch.cat(parts, 2)
-        self.design = NystromDesign(basis, problem.features, "iterative", values, self.root)
-        self.design.heads = self.heads
-        self.curvature = problem.nystrom(problem.expansion, self.ridge, self.design)
+        design = NystromDesign(basis, problem.features, "iterative", values, self.root)
+        design.heads = self.heads
+        return design, problem.nystrom(problem.expansion, self.ridge, design)
 
-    def _error(self):
+    def _error(self, curvature):
         """Return the estimated relative error of first-order scores on the queries' losses."""
-        system = KernelSystem(self.curvature)
+        system = KernelSystem(curvature)
         features = self.problem.features.take(self.queries)
         target = features.heads(self.directions)
         column = system.column(target)
-        solution = system.start(column, self.design.design_of(target))
+        solution = system.start(column, curvature.design_of(target))
         error = system.solve(system.residual(column, solution))
         coefficient = self.problem.expansion.coefficient[0].unsqueeze(-1)
         own = self.queries, torch.arange(len(self.queries))
