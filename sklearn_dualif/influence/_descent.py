@@ -49,13 +49,13 @@ class FullState(NamedTuple):
 
         An optimum has the sources ``-r / ridge``.
         """
-        z = problem.fitted_outputs
+        z, loss = problem.fitted_outputs, problem.model.loss
         none = torch.zeros_like(z)
         plain = cls(problem.start, none, none, z)
-        sources = -_Gradient(problem, plain).outputs / problem.ridge[0]
+        sources = -loss.weighted_gradient(problem.y, z, problem.weights) / problem.ridge[0]
         beyond = problem.low_rank.design.beyond(sources.unsqueeze(-1))[..., 0]
         better = cls(problem.start, sources, beyond, z + beyond)
-        if not problem.model.loss.in_domain(better.z):
+        if not loss.in_domain(better.z):
             return plain
         before = _objective(problem, plain)
         return better if _objective(problem, better) <= before + _ROUNDED * abs(before) else plain
@@ -148,13 +148,13 @@ class _Gradient:
         self.ridge = float(problem.ridge[0])
         self.free = problem.model.network.n_free
         loss = problem.model.loss
-        self.outputs = loss.weighted_gradient(problem.y, at.z, problem.weights)
+        outputs = loss.weighted_gradient(problem.y, at.z, problem.weights)
         self.total = float(loss.total(problem.y, at.z, problem.weights))
         pulled = self.ridge * at.state
         pulled[:, : self.free] = 0.0
         # By the coordinates, and by outputs as seen from outside of them.
-        self.inside = problem.low_rank.design.pull(self.outputs)[None] + pulled
-        self.outside = self.outputs + self.ridge * at.sources
+        self.inside = problem.low_rank.design.pull(outputs)[None] + pulled
+        self.outside = outputs + self.ridge * at.sources
 
     def step(self, curvature):
         """Return a step down: the low-rank form's in its coordinates, the ridge's beyond them."""

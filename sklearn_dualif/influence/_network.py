@@ -30,6 +30,7 @@ _LEFT_OUT = 1e-11
 _DESIGN_DOUBLES = 2**28
 _TILE_DOUBLES = 2**17
 _LARGEST_DIRECT = 4000
+# States whose parameters are formed at once.
 _LIFTED = 8
 
 
