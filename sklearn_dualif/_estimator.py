@@ -82,8 +82,10 @@ class InfluenceEstimator(
         Factorize in parameters (primal) or in rows (dual), or, for networks, keep as much of the
         kernel of the rows as ``tol`` asks for (iterative). "auto" takes the cheaper one that fits
         ``memory_limit``; of a network whose matrices are all larger than 4000, the iterative one.
-    sketch : None
-        Random projection of the features.
+    sketch : sketch or None, default=None
+        One of `sklearn_dualif.sketching`: effects are then those of random projections of the
+        Jacobians, whose size goes with ``n_components`` and not with rows or parameters. None:
+        exact Jacobians.
     parameters : list of str, str or None, default=None
         Names of the parameters of a network that may move, as in ``module.named_parameters()``, or
         glob patterns of them; those of the layers of a perceptron are "0.weight", "0.bias",
@@ -141,6 +143,13 @@ class InfluenceEstimator(
         kernel kept, "relative_error" of first-order effects as estimated on the losses of the
         training rows "queries", "residual_trace" and "largest_residual" (diagonal entry) of what is
         left out in units of the ridge, "iterations" (estimates made) and "bytes" of the factor.
+    sketch_info_ : dict or None
+        Of a sketch: "n_components" (None where one of size "auto" found the exact form smaller,
+        which was then used), "effective_dimension" of the matrix that it stands for,
+        "components_per_dimension", "sketched_ridge" (that debiases it), "error" (what the largest
+        error of a first-order effect stays below with probability .95, in units of
+        :math:`\sqrt{g^\top F^+ g\; g'^\top F^+ g'}`), "too_small" (whether it has too few
+        components to be debiased) and "exact" (solver, size and bytes of the form without it).
     ridge_ : float or (n_outputs,) array
         Ridge of the curvature, in sum form.
     n_outputs_, n_parameters_ : int
@@ -468,6 +477,32 @@ class InfluenceEstimator(
                 "self_influence": self.self_influence_[position],
             }
         )
+
+    def leakage(self, X, y=None, *, objective=None):
+        """Return how far a sketch scatters each query's first-order effects.
+
+        A gradient with a part that no training row has gets effects from a sketch that it does
+        not have: they are random, and this is their size.
+
+        Parameters
+        ----------
+        X, y : array-like
+            Query rows and, for the objectives "loss" and "margin", their targets. Without ``y``
+            the objective is "prediction".
+        objective : str, optional
+            Instead of the estimator's own.
+
+        Returns
+        -------
+        (n_queries,) array
+            Standard deviation under the choice of the sketch, root mean square over the training
+            rows. Zero without a sketch.
+        """
+        if y is None and objective is None:
+            objective = "prediction"
+        objective, _ = self._choices(objective, None)
+        features, targets = self._queries(X, y, objective)
+        return self._engine.leakage(features, targets, objective).numpy()
 
     # Groups of rows ----------------------------------------------------------------------------
 

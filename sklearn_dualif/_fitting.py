@@ -75,6 +75,7 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
         fisher=influence.curvature == "empirical_fisher",
         tol=influence.tol,
         random_state=influence.random_state,
+        sketch=influence.sketch,
     )
     with _stage(progress, influence, 1):
         engine = build_engine(
@@ -272,13 +273,14 @@ class Diagnostics:
 def _attributes(engine):
     """Return the other fitted attributes by name."""
     model, problem = engine.model, engine.problem
-    ridge = engine.curvature.ridge.numpy()
+    ridge = engine.ridge.numpy()
     names = model.parameter_names(problem.features.shape[0])
     return {
         "stationarity_": engine.stationarity,
         "relative_move_": model.relative_move if isinstance(model, NetworkModel) else None,
         "solver_": engine.curvature.name,
         "solver_info_": engine.solver_info,
+        "sketch_info_": engine.sketch_info,
         "ridge_": float(ridge[0]) if np.ptp(ridge) == 0 else ridge.copy(),
         "n_outputs_": model.n_outputs,
         "n_parameters_": len(names),

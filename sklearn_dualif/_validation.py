@@ -77,9 +77,19 @@ def check_known_options(estimator):
             "curvature='gauss_newton' or 'empirical_fisher'."
         )
     if estimator.sketch is not None:
-        raise ValueError(
-            f"sketch={estimator.sketch!r} is not available in this version; leave sketch=None."
-        )
+        from .sketching import Sketch
+
+        if not isinstance(estimator.sketch, Sketch):
+            raise ValueError(
+                f"sketch={estimator.sketch!r} is not a sketch. Give one of "
+                "sklearn_dualif.sketching, such as GaussianSketch(n_components='auto'), or None."
+            )
+        estimator.sketch.check()
+        if estimator.solver == "iterative":
+            raise ValueError(
+                "solver='iterative' keeps as much of the exact kernel as tol asks for, and needs "
+                "no sketch. Use sketch=None with it, or solver='auto' with the sketch."
+            )
     if not isinstance(estimator.dtype, str) or estimator.dtype not in ("float64", "float32"):
         raise ValueError(f"dtype={estimator.dtype!r} is not known. Choose 'float64' or 'float32'.")
     if estimator.solver not in ("auto", "primal", "dual", "iterative"):

@@ -310,13 +310,17 @@ def test_ridge_of_zero_where_the_model_has_none():
     [
         ("curvature", "identity", "curvature='gauss_newton'"),
         ("curvature", "kfac", "curvature='gauss_newton'"),
-        ("sketch", GaussianRandomProjection(), "sketch=None"),
-        ("sketch", 64, "sketch=None"),
     ],
 )
 def test_options_of_later_versions(name, value, remedy):
     value_shown = re.escape(f"{name}={value!r}")
     refuses(Ridge(), REG, value_shown, "not available", remedy, **{name: value})
+
+
+@pytest.mark.parametrize("value", [GaussianRandomProjection(), 64, "gaussian"])
+def test_what_is_not_a_sketch(value):
+    shown = re.escape(f"sketch={value!r}")
+    refuses(Ridge(), REG, shown, "not a sketch", "sklearn_dualif.sketching", sketch=value)
 
 
 @pytest.mark.parametrize(

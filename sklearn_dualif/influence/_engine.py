@@ -126,6 +126,20 @@ class InfluenceEngine:
             )
 
     @property
+    def ridge(self):
+        """Ridge that the curvature stands for."""
+        return self.curvature.ridge
+
+    @property
+    def sketch_info(self):
+        """What is known of the sketch, or None."""
+        return self.problem.sketch_info
+
+    def leakage(self, features, y, objective):
+        """Return the error that a sketch adds to queries' scores, (t,): none here."""
+        return torch.zeros(features.shape[0], dtype=torch.float64)
+
+    @property
     def solver_info(self):
         """What the solver knows of itself."""
         size = self.curvature.n_free

@@ -1,7 +1,7 @@
 """Networks: linearised at their fitted parameters, and never moved from there."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -57,6 +57,11 @@ class NetworkProblem(TrainingProblem):
 
     centered: bool = False
     accuracy: Accuracy
+
+    @property
+    def model_ridge(self):
+        """Ridge of the objective."""
+        return self.ridge
 
     @cached_property
     def expansion(self):
@@ -123,9 +128,12 @@ class NetworkProblem(TrainingProblem):
 
 
 def build_network_problem(
-    model, X, y, sample_weight, solver, accuracy, damping=None, *, fisher=False
+    model, X, y, sample_weight, solver, accuracy, damping=None, *, fisher=False, sketched=None
 ):
-    """Return the `NetworkProblem` of a prepared network on rows; see `build_problem`."""
+    """Return the `NetworkProblem` of a prepared network on rows; see `build_problem`.
+
+    ``sketched(problem, damping)`` returns both in the coordinates of a sketch.
+    """
     features = model.features(X)
     targets = model.targets.encode(y)
     weights = model.targets.weigh(y, sample_weight)
@@ -135,13 +143,13 @@ def build_network_problem(
     expansion = model.expand(targets, z, weights)
     root = (empirical_fisher(expansion, weights) if fisher else expansion).root[0]
     eigenvalue = _mean_eigenvalue(features, root)
-    centered = float(ridge[0]) == 0.0
+    centered = float(ridge[0]) == 0.0 and not model.is_native
     if centered:
         ridge = torch.full_like(ridge, _own_damping(model, eigenvalue, damping))
         damping = None
     _warn_if_loose(model, float(ridge[0]) if damping is None else damping, eigenvalue)
-    form = _choose_form(model, features, root.shape[2], solver, accuracy.memory_limit)
     damping = None if damping is None else torch.full_like(ridge, damping)
+    forms = _Forms(model, features, root.shape[2], accuracy.memory_limit)
     problem = NetworkProblem(
         model=model,
         features=features,
@@ -149,11 +157,16 @@ def build_network_problem(
         weights=weights,
         ridge=ridge,
         shares=shares,
-        form=form,
+        form=forms.chosen(solver) if sketched is None else None,
         fisher=fisher,
         centered=centered,
         accuracy=accuracy._replace(ridge=ridge if damping is None else damping),
     )
+    if sketched is None:
+        return problem, damping
+    problem, damping = sketched(replace(problem, sketch_info={"exact": forms.cheapest}), damping)
+    if problem.form is None and not model.is_native:
+        problem = replace(problem, form=forms.chosen(solver))
     return problem, damping
 
 
@@ -195,33 +208,46 @@ def _own_damping(model, eigenvalue, damping):
     return ridge
 
 
-def _choose_form(model, features, rank_per_row, solver, memory_limit):
-    """Return the name of the cheapest form that fits, by counted work."""
-    n, d = features.shape
-    free, outputs = model.network.n_free, model.n_latent
-    kernel_size = min(n * rank_per_row, d)
-    sizes = {"primal": d + free, "dual": n * rank_per_row + free, "iterative": kernel_size + free}
-    if solver == "iterative" or (solver == "auto" and min(sizes.values()) > _LARGEST_DIRECT):
-        return "iterative"
-    del sizes["iterative"]
-    if solver != "auto":
-        sizes = {solver: sizes[solver]}
-    needed = {
-        "primal": lambda size: 8.0 * size * (n * outputs + 5.0 * size),
-        "dual": lambda size: 8.0 * size * 4.0 * size,
-    }
-    needed = {name: needed[name](sizes[name]) for name in sizes}
-    fitting = {name: sizes[name] for name in sizes if needed[name] <= memory_limit}
-    if not fitting:
-        name = min(needed, key=needed.get)
-        raise MemoryLimitError(
-            f"The {name} form of {type(model.estimator).__name__} has {sizes[name]} coordinates "
-            f"for {n} rows and needs about {needed[name] / 1e9:.3g} GB; memory_limit allows "
-            f"{memory_limit / 1e9:.3g} GB. Use solver='iterative', raise memory_limit, use fewer "
-            "rows, or let fewer parameters move (parameters=[...])."
-        )
-    # Of equal sizes the primal form saves the kernel.
-    return min(fitting, key=fitting.get)
+class _Forms:
+    """The exact forms of a network's problem, by counted work and bytes."""
+
+    def __init__(self, model, features, rank_per_row, memory_limit):
+        n, d = features.shape
+        free, outputs = model.network.n_free, model.n_latent
+        self.name, self.n_rows = type(model.estimator).__name__, n
+        self.memory_limit, self.is_native = memory_limit, model.is_native
+        self.sizes = {"primal": d + free, "dual": n * rank_per_row + free}
+        per_size = {"primal": n * outputs + 5.0 * self.sizes["primal"]}
+        per_size["dual"] = 4.0 * self.sizes["dual"]
+        self.bytes = {name: 8.0 * size * per_size[name] for name, size in self.sizes.items()}
+
+    @property
+    def cheapest(self):
+        """Solver, size and bytes of what ``solver="auto"`` would take; bytes None if unknown."""
+        name = min(self.sizes, key=self.sizes.get)
+        large = self.sizes[name] > _LARGEST_DIRECT or self.bytes[name] > self.memory_limit
+        if large and not self.is_native:
+            return {"solver": "iterative", "size": self.sizes[name], "bytes": None}
+        return {"solver": name, "size": self.sizes[name], "bytes": int(self.bytes[name])}
+
+    def chosen(self, solver):
+        """Return the name of the form that a solver stands for."""
+        if solver == "iterative" or (
+            solver == "auto" and min(self.sizes.values()) > _LARGEST_DIRECT
+        ):
+            return "iterative"
+        names = list(self.sizes) if solver == "auto" else [solver]
+        fitting = [name for name in names if self.bytes[name] <= self.memory_limit]
+        if not fitting:
+            name = min(names, key=self.bytes.get)
+            raise MemoryLimitError(
+                f"The {name} form of {self.name} has {self.sizes[name]} coordinates for "
+                f"{self.n_rows} rows and needs about {self.bytes[name] / 1e9:.3g} GB; memory_limit "
+                f"allows {self.memory_limit / 1e9:.3g} GB. Use solver='iterative', raise "
+                "memory_limit, use fewer rows, or let fewer parameters move (parameters=[...])."
+            )
+        # Of equal sizes the primal form saves the kernel.
+        return min(fitting, key=self.sizes.get)
 
 
 class NetworkEngine(InfluenceEngine):
@@ -369,7 +395,7 @@ class NetworkEngine(InfluenceEngine):
         norms = torch.sqrt(squares + (free**2).sum(1))
         total = heads.pull(gradient[..., None])[:, 0].double().cpu()
         if not problem.centered:
-            total = total + problem.ridge * network.parameters()[0].double().cpu()
+            total = total + problem.model_ridge * network.parameters()[0].double().cpu()
         size = float(torch.sqrt((total**2).sum() + (free.sum(0) ** 2).sum()))
         counted = norms[norms > 0]
         return size / float(counted.median()) if len(counted) else 0.0

@@ -36,6 +36,8 @@ class TrainingProblem:
         `PrimalCurvature` or `DualCurvature`.
     fisher : bool
         Whether effects use the empirical Fisher matrix; optima are found with the Hessian.
+    sketch_info : dict or None
+        What is known of a sketch that was asked for.
     """
 
     model: object
@@ -46,6 +48,7 @@ class TrainingProblem:
     shares: torch.Tensor | None
     form: type
     fisher: bool = False
+    sketch_info: dict | None = None
 
     @cached_property
     def layout(self):

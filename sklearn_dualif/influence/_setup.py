@@ -1,5 +1,6 @@
 """From a fitted model and its rows to the engine that answers: which form, which ridge."""
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -8,11 +9,12 @@ from sklearn.utils import check_random_state
 
 from ..curvature import DualCurvature, PrimalCurvature
 from ..exceptions import MemoryLimitError, UnsupportedOptionError
-from ..models import NetworkModel
+from ..models import LinearModel, LinearNetworkModel, NetworkModel
 from ._engine import InfluenceEngine
 from ._low_rank_engine import LowRankEngine
 from ._network import Accuracy, NetworkEngine, NetworkProblem, build_network_problem
 from ._problem import TrainingProblem
+from ._sketched import SketchedEngine, SketchedProblem, sketched_problem
 
 
 class _Cost(NamedTuple):
@@ -34,6 +36,7 @@ def build_problem(
     fisher=False,
     tol=1e-3,
     random_state=None,
+    sketch=None,
 ):
     """Return the `TrainingProblem` of a fitted model on rows, in the cheaper form that fits.
 
@@ -57,12 +60,27 @@ def build_problem(
         Relative error of a low-rank form.
     random_state : int, RandomState instance or None
         Of its pivots.
+    sketch : Sketch or None
+        Random projection of the features.
     """
-    if isinstance(model, NetworkModel):
+    network = isinstance(model, NetworkModel)
+    sketch_info = None
+    if network or sketch is not None:
         accuracy = Accuracy(tol, memory_limit, check_random_state(random_state))
-        return build_network_problem(
-            model, X, y, sample_weight, solver, accuracy, damping, fisher=fisher
+        problem, new_damping = build_network_problem(
+            model if network else _as_network(model),
+            X,
+            y,
+            sample_weight,
+            solver,
+            accuracy,
+            damping,
+            fisher=fisher,
+            sketched=None if sketch is None else partial(sketched_problem, sketch, solver),
         )
+        if network or isinstance(problem, SketchedProblem):
+            return problem, new_damping
+        sketch_info = problem.sketch_info
     features = model.features(X)
     targets = model.targets.encode(y)
     weights = model.targets.weigh(y, sample_weight)
@@ -70,14 +88,27 @@ def build_problem(
     shares = model.penalty.shares(sample_weight)
     curvature_ridge = ridge if damping is None else torch.full_like(ridge, damping)
     form = choose_form(model, features, curvature_ridge, solver, memory_limit)
-    problem = TrainingProblem(model, features, targets, weights, ridge, shares, form, fisher)
+    problem = TrainingProblem(
+        model, features, targets, weights, ridge, shares, form, fisher, sketch_info
+    )
     return problem, None if damping is None else curvature_ridge
+
+
+def _as_network(model):
+    if isinstance(model, LinearModel):
+        return LinearNetworkModel.of(model)
+    raise UnsupportedOptionError(
+        f"{type(model.estimator).__name__} has one parameter a row, so that its exact form is "
+        "never larger than a sketch of it. Use sketch=None."
+    )
 
 
 def build_engine(problem, damping, *, order, batch_size, frozen):
     """Return the `InfluenceEngine` of a problem."""
     engine = InfluenceEngine
-    if isinstance(problem, NetworkProblem):
+    if isinstance(problem, SketchedProblem):
+        engine = SketchedEngine
+    elif isinstance(problem, NetworkProblem):
         engine = LowRankEngine if problem.form == "iterative" else NetworkEngine
     return engine(problem, damping=damping, order=order, batch_size=batch_size, frozen=frozen)
 

@@ -1,7 +1,8 @@
 """Tangent features of training and query rows: products with them and their kernel blocks."""
 
-from ._basis import KernelBasis, NystromDesign, ParameterBasis, TangentDesign
+from ._basis import KernelBasis, NystromDesign, ParameterBasis, SketchBasis, TangentDesign
 from ._features import KernelFeatures, LinearFeatures, as_tensor
+from ._linear_network import LinearNetwork
 from ._network import Network
 from ._tangent import Heads, TangentFeatures
 
@@ -10,9 +11,11 @@ __all__ = [
     "KernelBasis",
     "KernelFeatures",
     "LinearFeatures",
+    "LinearNetwork",
     "Network",
     "NystromDesign",
     "ParameterBasis",
+    "SketchBasis",
     "TangentDesign",
     "TangentFeatures",
     "as_tensor",

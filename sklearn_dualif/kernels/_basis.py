@@ -107,12 +107,54 @@ class KernelBasis:
         return (self._lift_inside(coordinates[:rank]) + outside).cpu()
 
 
+class SketchBasis:
+    """Random combinations of the penalised parameters.
+
+    Parameters
+    ----------
+    network : Network
+    projection : Projection
+    rotation : (m, r) tensor or None
+        Orthonormal columns: only these combinations of the components are kept.
+    """
+
+    def __init__(self, network, projection, rotation=None):
+        self.network, self.projection, self.rotation = network, projection, rotation
+
+    @property
+    def size(self):
+        """Number of coordinates."""
+        return self.projection.n_components if self.rotation is None else self.rotation.shape[1]
+
+    def coordinates(self, heads):
+        """Return the derivatives of heads by the coordinates, (n, h, D)."""
+        return self.rotated(self.sketched(heads))
+
+    def sketched(self, heads):
+        """Return the derivatives of heads by all components, (n, h, m)."""
+        return heads.sketched(self.projection) * self.projection.scale
+
+    def rotated(self, values):
+        """Return sketched values (..., m) in the coordinates that are kept."""
+        return values if self.rotation is None else values @ self.rotation.to(values)
+
+    def project(self, penalized):
+        """Return the coordinates (D,) of parameters (d,)."""
+        return self.rotated(self.projection(penalized.to(torch.float64)[None]))[0]
+
+    def lift(self, coordinates):
+        """Return the parameters (d, m) that coordinates (D, m) stand for."""
+        if self.rotation is not None:
+            coordinates = self.rotation.to(coordinates) @ coordinates
+        return self.projection.transposed(coordinates)
+
+
 class TangentDesign:
     """Explicit Jacobians of training and query rows: free parameters, then coordinates.
 
     Parameters
     ----------
-    basis : ParameterBasis or KernelBasis
+    basis : ParameterBasis, KernelBasis or SketchBasis
     features : TangentFeatures
         The training rows.
     name : str
@@ -136,8 +178,8 @@ class TangentDesign:
 
     def design_of(self, heads):
         """Return the Jacobians (n, h, f + D) of heads."""
-        free = heads.free_jacobian.to(torch.float64)
-        return torch.cat([free, self.basis.coordinates(heads)], 2)
+        coordinates = self.basis.coordinates(heads)
+        return torch.cat([heads.free_jacobian.to(coordinates), coordinates], 2)
 
     def start(self):
         """Return the fitted parameters as a state, (1, f + D, 1)."""

@@ -16,8 +16,16 @@ Everything is exact. Blocks know the slices of the parameter vector that they be
 """
 
 import torch
+from sklearn.utils import gen_batches
 
 _SCRATCH = 2**24
+
+
+def _overlaps(target, start, size):
+    """Yield the parts of a slice, and of ``size`` parameters from ``start`` on, that they share."""
+    first, last = max(target.start, start), min(target.stop, start + size)
+    if first < last:
+        yield slice(first - target.start, last - target.start), slice(first - start, last - start)
 
 
 class DenseBlock:
@@ -68,6 +76,16 @@ class DenseBlock:
     def add_pushed(self, result, direction):
         """Add ``J v`` for directions (d, m) to ``result`` (n, h, m)."""
         result += self.values @ direction[self.target].to(self.values)
+
+    def write_columns(self, result, start):
+        """Write derivatives by parameters from ``start`` on into ``result`` (n, h, w)."""
+        for own, place in _overlaps(self.target, start, result.shape[2]):
+            result[..., place] = self.values[..., own]
+
+    def add_projected(self, result, matrix, start):
+        """Add ``J P^T`` to ``result`` (n, h, m), P (m, w) of the parameters from ``start`` on."""
+        for own, place in _overlaps(self.target, start, matrix.shape[1]):
+            result += self.values[..., own] @ matrix[:, place].T
 
     @staticmethod
     def concatenated(blocks):
@@ -252,6 +270,78 @@ class WeightBlock:
             parts.append(direction[self.bias].T[:, :, None])
         return torch.cat(parts, 2)
 
+    def write_columns(self, result, start):
+        """Write derivatives by parameters from ``start`` on into ``result`` (n, h, w)."""
+        for outs, ins, place in self._segments(start, result.shape[2]):
+            result[..., place] = self._part(outs, ins)
+        self._each_bias(start, result.shape[2], lambda place, part: result[..., place].copy_(part))
+
+    def add_projected(self, result, matrix, start):
+        """Add ``J P^T`` to ``result`` (n, h, m), P (m, w) of the parameters from ``start`` on."""
+        n, h, positions, _ = self.sensitivities.shape
+        m = len(matrix)
+        for outs, ins, place in self._segments(start, matrix.shape[1]):
+            wide = outs.stop - outs.start
+            part = matrix[:, place]
+            if positions > h:
+                step = max(1, _SCRATCH // (h * part.shape[1]))
+                for rows in gen_batches(n, step):
+                    result[rows] += self.take(rows)._part(outs, ins) @ part.T
+                continue
+            # Through the inputs first, which all heads share.
+            part = part.reshape(m, wide, -1).permute(2, 1, 0).flatten(1)
+            for rows in gen_batches(n, max(1, _SCRATCH // (positions * wide * m))):
+                moved = self._input_part(rows, ins) @ part
+                moved = moved.view(-1, positions * wide, m)
+                sensitivities = self.sensitivities[rows, ..., outs].flatten(2)
+                result[rows].baddbmm_(sensitivities, moved)
+        self._each_bias(
+            start,
+            matrix.shape[1],
+            lambda place, part: result.add_(part @ matrix[:, place].T),
+        )
+
+    def _segments(self, start, size):
+        """Yield outputs, inputs and places of runs of the weight among ``size`` parameters."""
+        if self.weight is None:
+            return
+        wide = self._weight_width
+        for own, place in _overlaps(self.weight, start, size):
+            position = own.start
+            while position < own.stop:
+                row, column = divmod(position, wide)
+                whole = 1 if column else max(1, (own.stop - position) // wide)
+                stop = min(own.stop, (row + whole) * wide)
+                ins = slice(column, column + (stop - position)) if whole == 1 else slice(0, wide)
+                begin = place.start + position - own.start
+                yield slice(row, row + whole), ins, slice(begin, begin + stop - position)
+                position = stop
+
+    @property
+    def _weight_width(self):
+        """Inputs of the weight, the bias left out."""
+        return (self.weight.stop - self.weight.start) // self.sensitivities.shape[3]
+
+    def _input_part(self, rows, ins):
+        """Return some columns of the inputs of rows, (b P, w)."""
+        return self.inputs[rows, :, ins].flatten(0, 1)
+
+    def _part(self, outs, ins):
+        """Return the derivatives (n, h, w) by a rectangle of the weight."""
+        n, h, positions, _ = self.sensitivities.shape
+        sensitivities = self.sensitivities[..., outs].permute(0, 1, 3, 2).reshape(n, -1, positions)
+        return (sensitivities @ self.inputs[..., ins]).view(n, h, -1)
+
+    def _each_bias(self, start, size, use):
+        """Call ``use(place, derivatives)`` of the bias among ``size`` parameters."""
+        if self.bias is None:
+            return
+        for own, place in _overlaps(self.bias, start, size):
+            use(
+                place,
+                torch.einsum("nhpo,np->nho", self.sensitivities[..., own], self.inputs[..., -1]),
+            )
+
     @staticmethod
     def concatenated(blocks):
         """Return one block of the rows of several."""
@@ -310,6 +400,27 @@ class LookupBlock(WeightBlock):
         n, h, _ = values.shape
         width = self.sensitivities.shape[3]
         return [(values.view(n, h, width, -1).transpose(2, 3).flatten(2), target)]
+
+    def write_columns(self, result, start):
+        for own, place in _overlaps(self.weight, start, result.shape[2]):
+            result[..., place] = self._entries(own)
+
+    def add_projected(self, result, matrix, start):
+        n, h = self.sensitivities.shape[:2]
+        for own, place in _overlaps(self.weight, start, matrix.shape[1]):
+            for rows in gen_batches(n, max(1, _SCRATCH // (h * matrix.shape[1]))):
+                result[rows] += self.take(rows)._entries(own) @ matrix[:, place].T
+
+    def _entries(self, own):
+        """Return the derivatives (n, h, w) by a run of entries of the table."""
+        n, h, positions, width = self.sensitivities.shape
+        first, last = own.start // width, -(-own.stop // width)
+        result = self.sensitivities.new_zeros(n, last - first, h, width)
+        rows, places = torch.nonzero((self.inputs >= first) & (self.inputs < last), as_tuple=True)
+        values = self.sensitivities[rows, :, places] * self.scale
+        result.index_put_((rows, self.inputs[rows, places] - first), values, accumulate=True)
+        flat = result.transpose(1, 2).flatten(2)
+        return flat[..., own.start - first * width : own.stop - first * width]
 
     def _add_parts(self, result, totals):
         result[self.weight] += totals.mT.flatten(1).T

@@ -56,6 +56,12 @@ class LinearFeatures:
         """Number of rows and of features, the constant column included."""
         return tuple(self.matrix.shape)
 
+    def __len__(self):
+        return self.matrix.shape[0]
+
+    def __getitem__(self, rows):
+        return self.take(rows)
+
     def _with(self, matrix):
         rows = object.__new__(LinearFeatures)
         rows.constant, rows.matrix = self.constant, matrix
@@ -65,6 +71,10 @@ class LinearFeatures:
         """Return the features of some rows (a slice, positions or a mask)."""
         index = rows if isinstance(rows, slice) or not self.is_sparse else np.asarray(rows)
         return self._with(self.matrix[index])
+
+    def stacked(self, parts):
+        """Return the rows of several sparse parts."""
+        return self._with(sparse.vstack([part.matrix for part in parts], format="csr"))
 
     def dot(self, columns):
         """Return ``X @ columns`` for (d, m) columns."""

@@ -6,6 +6,7 @@ import torch
 from sklearn.utils import gen_batches
 
 _BATCH_DOUBLES = 2**25
+_PANEL_DOUBLES = 2**23
 
 
 class Heads:
@@ -70,6 +71,28 @@ class Heads:
         rows, heads = positions // self.shape[1], positions % self.shape[1]
         blocks = [block.picked(rows, heads) for block in self.blocks]
         return Heads(blocks, [], (len(positions), 1), self.network)
+
+    def sketched(self, projection, first=0):
+        """Return ``J P^T`` (n, h, m) of the penalised parameters, rows of P from ``first`` on.
+
+        Not scaled: see `Projection.scale`.
+        """
+        n, h = self.shape
+        like = self._zeros(0)
+        result = projection.zeros(n, h, first, like)
+        for index in range(projection.n_panels):
+            start, stop = projection.columns(index)
+            panel = projection.panel(index, first, like)
+            if projection.dense:
+                for block in self.blocks:
+                    block.add_projected(result, panel.matrix, start)
+                continue
+            for rows in gen_batches(n, max(1, _PANEL_DOUBLES // (h * (stop - start)))):
+                values = self._zeros(rows.stop - rows.start, h, stop - start)
+                for block in self.blocks:
+                    block.take(rows).write_columns(values, start)
+                panel.add(result[rows], values)
+        return result
 
     def pull(self, weights):
         """Return ``sum_ik J_ik w_ik`` (d, m) over the penalised parameters, weights (n, h, m)."""

@@ -2,6 +2,7 @@
 
 from . import _kernel, _linear, _mlp, _torch  # noqa: F401 - registers the models
 from ._base import KernelModel, LinearModel, ModelFunction, Penalty
+from ._linear_network import LinearNetworkModel
 from ._network import NetworkModel
 from ._registry import (
     as_model_function,
@@ -21,6 +22,7 @@ from ._wrappers import (
 __all__ = [
     "KernelModel",
     "LinearModel",
+    "LinearNetworkModel",
     "ModelFunction",
     "NetworkModel",
     "Penalty",

@@ -45,12 +45,16 @@ class NetworkModel(ModelFunction):
         Applied to what the module returns.
     network : Network or None
         The private copy that derivatives are taken of; made by `prepared`.
+    is_native : bool
+        Whether there are exact forms that do without a network.
     """
 
     module: torch.nn.Module
     decay: Decay | None = None
     readout: object = None
     network: Network | None = None
+
+    is_native = False
 
     def prepared(self, X, *, parameters=None, dtype="float64", device=None):
         """Return this model with the network that rows like X go through.
@@ -78,6 +82,10 @@ class NetworkModel(ModelFunction):
         )
         penalty = Penalty(np.array([largest]), self.decay.scales_with)
         return replace(self, network=network, penalty=penalty)._with_outputs(network.n_outputs)
+
+    def ridges(self, ridge):
+        """Return the ridge of each output: all have the same."""
+        return ridge
 
     def _with_outputs(self, n_outputs):
         """Return this model with what depends on the number of outputs."""

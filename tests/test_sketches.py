@@ -1,0 +1,638 @@
+"""Random projections: their entries, their theory, and the effects of models seen through them."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from helpers import relative
+from hypothesis import given
+from hypothesis import strategies as st
+from network_helpers import (
+    Oracle,
+    case_of,
+    each_network,
+    each_order,
+    fit_case,
+    normal,
+    oracle,
+    single_steps,
+)
+from network_references import LinearisedNetwork, dense_jacobian
+from scipy import sparse
+from scipy.linalg import hadamard
+from scipy.optimize import brentq
+from sklearn.base import clone
+from sklearn.datasets import load_diabetes, load_digits
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import (
+    HuberRegressor,
+    LinearRegression,
+    LogisticRegression,
+    PoissonRegressor,
+    Ridge,
+)
+from sklearn.model_selection import GridSearchCV
+from sklearn.svm import LinearSVC
+
+from sklearn_dualif import InfluenceEstimator
+from sklearn_dualif.exceptions import (
+    InfluenceWarning,
+    MemoryLimitError,
+    UnsupportedOptionError,
+)
+from sklearn_dualif.sketching import (
+    GaussianSketch,
+    HadamardSketch,
+    RademacherSketch,
+    SketchedSpectrum,
+    SparseSketch,
+    components_for,
+    largest_error,
+)
+
+SKETCHES = {
+    "gaussian": GaussianSketch,
+    "rademacher": RademacherSketch,
+    "sparse": SparseSketch,
+    "hadamard": HadamardSketch,
+}
+each_sketch = pytest.mark.parametrize("sketch", SKETCHES.values(), ids=SKETCHES)
+
+
+# Projections
+
+
+def matrix_of(projection):
+    """Return P (m, d)."""
+    return projection.transposed(torch.eye(projection.n_components, dtype=torch.float64)).numpy().T
+
+
+@each_sketch
+@pytest.mark.parametrize("d", [5, 64, 4096, 9001])
+def test_projections_are_products_with_a_matrix(sketch, d):
+    projection = sketch(5, random_state=0).projection(d) if d == 5 else None
+    projection = projection or sketch(60, random_state=0).projection(d)
+    rows = normal(3, d)
+    assert relative(projection(torch.from_numpy(rows)).numpy(), rows @ matrix_of(projection).T) < (
+        1e-12
+    )
+
+
+@each_sketch
+def test_projections_keep_lengths_on_average(sketch):
+    d, rows = 100, torch.from_numpy(normal(1, 100))
+    sizes = [
+        float((sketch(30, random_state=seed).projection(d)(rows) ** 2).sum()) for seed in range(300)
+    ]
+    assert np.mean(sizes) == pytest.approx(float((rows**2).sum()), rel=0.04)
+
+
+def test_entries():
+    P = matrix_of(GaussianSketch(300, random_state=0).projection(5000)) * np.sqrt(300)
+    assert abs(P.mean()) < 5e-3
+    assert P.var() == pytest.approx(1.0, abs=5e-3)
+    assert (P**4).mean() == pytest.approx(3.0, abs=0.03)
+    P = matrix_of(RademacherSketch(300, random_state=0).projection(5000)) * np.sqrt(300)
+    np.testing.assert_allclose(np.abs(P), 1.0, rtol=1e-6)
+    assert abs(P.mean()) < 5e-3
+    P = matrix_of(SparseSketch(300, n_nonzeros=3, random_state=0).projection(5000)) * np.sqrt(3)
+    np.testing.assert_allclose(P[P != 0], np.sign(P[P != 0]), rtol=1e-12)
+    # One in each third of the rows.
+    np.testing.assert_array_equal((P != 0).reshape(3, 100, -1).sum(1), 1)
+
+
+def test_hadamard_rows_are_rows_of_the_matrix():
+    P = matrix_of(HadamardSketch(40, random_state=0).projection(100)) * np.sqrt(40)
+    H = hadamard(128)[:, :100]
+    signs = P / np.where(P[0] > 0, 1.0, -1.0)  # unknown signs of columns cancel in products
+    products = np.round(P @ P.T)
+    found = {tuple(row) for row in np.round(signs * signs[0]).astype(int).tolist()}
+    known = [{tuple(row) for row in (H * H[first]).tolist()} for first in range(128)]
+    assert any(found <= rows for rows in known)
+    np.testing.assert_array_equal(products.diagonal(), 100)
+
+
+@each_sketch
+@given(data=st.data())
+def test_numbers_depend_on_the_random_state_alone(sketch, data):
+    d = data.draw(st.integers(1, 9000))
+    m = data.draw(st.integers(4, 40))
+    m = min(m, d) if sketch is HadamardSketch else m
+    seed = data.draw(st.integers(0, 100))
+    one = sketch(m, random_state=seed).projection(d)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        other = pickle.loads(pickle.dumps(sketch(m, random_state=seed).projection(d)))
+        again = matrix_of(other)
+    finally:
+        torch.set_num_threads(threads)
+    np.testing.assert_array_equal(matrix_of(one), again)
+    assert not np.array_equal(matrix_of(sketch(m, random_state=seed + 1).projection(d)), again) or (
+        d == 1
+    )
+
+
+@each_sketch
+def test_the_precision_changes_no_entry(sketch):
+    projection = sketch(40, random_state=0).projection(6000)
+    eye = torch.eye(40)
+    single = projection.transposed(eye).numpy().T
+    np.testing.assert_allclose(single, matrix_of(projection), rtol=1e-6)
+
+
+# Theory
+
+
+def decaying(n=120, d=300, decay=15.0, seed=0):
+    """Return rows (n, d) whose squared singular values decay, and those values."""
+    rng = np.random.default_rng(seed)
+    left, right = (np.linalg.qr(rng.standard_normal((size, n)))[0] for size in (n, d))
+    values = 10.0 * np.exp(-np.arange(n) / decay)
+    return (left * np.sqrt(values)) @ right.T, values
+
+
+def naive_sketched_ridge(F, P, ridge, ambient=None):
+    """Return the root of MATH's equation from the dense sketched matrix."""
+    values = np.linalg.eigvalsh(P @ F @ P.T).clip(0.0)
+    m = len(P)
+
+    def seen(x):
+        dimension = np.sum(values / (values + x))
+        others = 1.0 if ambient is None else 1.0 - dimension / ambient
+        return x * others / (1.0 - dimension / m)
+
+    return brentq(lambda x: seen(x) - ridge, 1e-9 * ridge, ridge, xtol=1e-16, rtol=1e-12)
+
+
+@each_sketch
+def test_the_debiased_ridge_solves_its_equation(sketch):
+    J, _ = decaying()
+    projection = sketch(200, random_state=0).projection(300)
+    P = matrix_of(projection)
+    spectrum = SketchedSpectrum(np.linalg.eigvalsh(P @ J.T @ J @ P.T), 200, projection.ambient)
+    expected = naive_sketched_ridge(J.T @ J, P, 0.05, 512 if sketch is HadamardSketch else None)
+    assert spectrum.sketched_ridge(0.05) == pytest.approx(expected, rel=1e-8)
+
+
+def dimensions(values, ridge):
+    shares = values / (values + ridge)
+    return shares.sum(), (shares**2).sum()
+
+
+@each_sketch
+@pytest.mark.parametrize("per_dimension", [1.5, 3.0])
+def test_debiased_sketches_are_unbiased_and_know_their_dimension(sketch, per_dimension):
+    J, values = decaying()
+    ridge, trials = 0.05, 60
+    first, second = dimensions(values, ridge)
+    m = int(np.ceil(per_dimension * first))
+    exact = J @ np.linalg.solve(J.T @ J + ridge * np.eye(300), J.T)
+    ratios, plain, found, covered = [], [], [], 0
+    for seed in range(trials):
+        projection = sketch(m, random_state=seed).projection(300)
+        rows = projection(torch.from_numpy(J)).numpy()
+        spectrum = SketchedSpectrum(np.linalg.eigvalsh(rows @ rows.T), m, projection.ambient)
+        sketched = spectrum.sketched_ridge(ridge)
+        for answers, x in ((ratios, sketched), (plain, ridge)):
+            inverse = rows @ np.linalg.solve(rows.T @ rows + x * np.eye(m), rows.T)
+            answers.append(np.trace(inverse) / first)
+        found.append(spectrum.dimensions(sketched))
+        inverse = rows @ np.linalg.solve(rows.T @ rows + sketched * np.eye(m), rows.T)
+        # J = V diag(values)^(1/2) U': rows of V stand for gradients of length 1 in F^+.
+        worst = np.abs(np.linalg.eigvalsh(inverse - exact)).max()
+        covered += worst <= largest_error(*found[-1], m)
+    assert np.mean(ratios) == pytest.approx(1.0, abs=0.03)
+    assert np.mean(plain) < 0.97
+    np.testing.assert_allclose(np.mean(found, 0), [first, second], rtol=0.03)
+    np.testing.assert_allclose(np.array(found)[:, 0], first, rtol=0.05)
+    assert covered >= 0.95 * trials
+
+
+def test_one_non_zero_a_column_is_biased():
+    J, values = decaying()
+    first, _ = dimensions(values, 0.05)
+    m, ratios = int(1.5 * first), []
+    for seed in range(40):
+        projection = SparseSketch(m, n_nonzeros=1, random_state=seed).projection(300)
+        rows = projection(torch.from_numpy(J)).numpy()
+        spectrum = SketchedSpectrum(np.linalg.eigvalsh(rows @ rows.T), m)
+        sketched = spectrum.sketched_ridge(0.05)
+        inverse = rows @ np.linalg.solve(rows.T @ rows + sketched * np.eye(m), rows.T)
+        ratios.append(np.trace(inverse) / first)
+    assert np.mean(ratios) < 1.0
+
+
+def test_a_sketch_below_the_dimension_has_no_unbiased_ridge():
+    J, values = decaying()
+    P = matrix_of(GaussianSketch(40, random_state=0).projection(300))
+    spectrum = SketchedSpectrum(np.linalg.eigvalsh(P @ J.T @ J @ P.T), 40)
+    assert spectrum.least_ridge > 0.05
+    assert spectrum.sketched_ridge(0.05) is None
+    assert spectrum.sketched_ridge(2.0 * spectrum.least_ridge) > 0.0
+    assert spectrum.ridge(1e-9) == pytest.approx(spectrum.least_ridge, rel=1e-6)
+
+
+def test_the_error_asks_for_components_and_they_give_it():
+    m = components_for(0.1, 80.0, 65.0)
+    assert largest_error(80.0, 65.0, m) <= 0.1 < largest_error(80.0, 65.0, m - 1)
+    assert largest_error(80.0, 65.0, 65) == np.inf
+
+
+# Effects of networks
+
+
+def sketched_oracle(dense, projection, ridge, sketched_ridge):
+    """Return the `Oracle` of a network whose penalised parameters are seen through a projection."""
+    net, P = dense.network, matrix_of(projection)
+    free = net.R == 0.0
+    scale = np.sqrt(net.R.max() / np.where(free, 1.0, net.R))
+
+    def seen(J):
+        return np.concatenate([J[..., free], (J * scale)[..., ~free] @ P.T], -1)
+
+    theta = P @ (net.theta / scale)[~free] * (ridge / sketched_ridge)
+    R = np.r_[np.zeros(free.sum()), np.full(len(P), sketched_ridge)]
+    network = LinearisedNetwork(
+        seen(net.J),
+        net.z,
+        np.r_[net.theta[free], theta],
+        net.loss,
+        net.y,
+        net.weights,
+        R,
+        net.penalty_scales,
+    )
+    return Oracle(network, seen(dense.J_query), dense.z_query, dense.y_query)
+
+
+@each_sketch
+@each_order
+@each_network("linear-mse")
+def test_sketched_effects_are_those_of_the_dense_sketch(name, order, sketch):
+    case, dense = case_of(name), oracle(name)
+    d = int((dense.network.R > 0).sum())
+    m = min(24, d)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "n_components=", InfluenceWarning)
+        found = fit_case(case, sketch=sketch(m, random_state=1), order=order)
+    info = found.sketch_info_
+    projection = sketch(m, random_state=1).projection(d)
+    # The package counts half squares.
+    unit = dense.network.R.max() / found.ridge_
+    expected = sketched_oracle(
+        dense, projection, unit * found.ridge_, unit * info["sketched_ridge"]
+    )
+    steps = single_steps(expected, order)
+    effects = found.influence(case.X_query, case.y_query)
+    assert relative(effects, expected.effects(steps, order).T) < 1e-8
+    own = expected.effects(steps, order, training=True).diagonal()
+    assert relative(found.self_influence_, own) < 1e-8
+    group = [0, 2, 4, 9]
+    change = found.output_change(group, case.X_query, order=order)
+    step = expected.step(group, order)
+    if case.loss != "binary_cross_entropy" or order != "first":
+        assert change.shape == expected.z_query.shape
+    assert (
+        relative(
+            found.removal_effect(group, case.X_query, case.y_query, order=order),
+            expected.effects(step, order),
+        )
+        < 1e-7
+    )
+    assert relative(found.leverage_, expected.reference.leverages()) < 1e-8
+
+
+@each_sketch
+def test_both_sides_agree(digits, sketch):
+    model, X, y, X_query, y_query = digits
+    answers = []
+    for solver in ("primal", "dual"):
+        found = InfluenceEstimator(model, sketch=sketch(1000, random_state=0), solver=solver)
+        found.fit(X, y)
+        assert found.solver_ == solver
+        answers.append(
+            [
+                found.influence(X_query, y_query),
+                found.removal_effect(np.arange(40), X_query, y_query, order="exact"),
+                found.relabel_effect([3], 7, X_query, y_query, order="exact"),
+                found.parameter_change([3, 4]),
+                found.self_influence_,
+                found.leakage(X_query, y_query),
+            ]
+        )
+    for primal, dual in zip(*answers, strict=True):
+        assert relative(primal, dual) < 1e-7
+    assert found.solver_info_["size"] < 1000
+
+
+@each_sketch
+def test_parameter_changes_move_outputs_as_they_should(digits, sketch):
+    model, X, y, X_query, _ = digits
+    found = InfluenceEstimator(model, sketch=sketch(500, random_state=0)).fit(X, y)
+    change = dense_jacobian(model.module, X_query) @ found.parameter_change([3, 4, 5])
+    assert relative(change, found.output_change([3, 4, 5], X_query)) < 1e-10
+
+
+def test_float32(digits):
+    model, X, y, X_query, y_query = digits
+    effects = []
+    for dtype in ("float32", "float64"):
+        sketch = GaussianSketch(300, random_state=0)
+        found = InfluenceEstimator(model, sketch=sketch, dtype=dtype).fit(X, y)
+        effects.append(found.influence(X_query, y_query))
+    assert relative(*effects) < 1e-4
+
+
+@pytest.mark.parametrize("order", ["first", "newton"])
+def test_empirical_fisher(digits, order):
+    model, X, y, X_query, y_query = digits
+    options = {"curvature": "empirical_fisher", "order": order}
+    exact = InfluenceEstimator(model, **options).fit(X, y).influence(X_query, y_query)
+    effects = [
+        InfluenceEstimator(model, sketch=GaussianSketch(m, random_state=0), **options)
+        .fit(X, y)
+        .influence(X_query, y_query)
+        for m in (500, 10_000)
+    ]
+    errors = [relative(each, exact) for each in effects]
+    assert errors[1] < 0.15
+    assert errors[1] < 0.5 * errors[0]
+
+
+@pytest.mark.parametrize("sketch", [GaussianSketch(300, random_state=0)], ids="g")
+def test_damping_of_a_frozen_network(digits, sketch):
+    model, X, y, X_query, y_query = digits
+    exact = InfluenceEstimator(model, ridge=3.0).fit(X, y)
+    found = InfluenceEstimator(model, ridge=3.0, sketch=sketch).fit(X, y)
+    assert found.ridge_ == exact.ridge_ == 3.0
+    assert found.sketch_info_["sketched_ridge"] < 3.0
+    assert found.effective_dimension_ == pytest.approx(exact.effective_dimension_, rel=0.05)
+    pairs = exact.influence(X_query, y_query), found.influence(X_query, y_query)
+    assert np.corrcoef(*(pair.ravel() for pair in pairs))[0, 1] > 0.9
+
+
+# Statistics of whole estimators
+
+
+@pytest.mark.parametrize("sketch", SKETCHES.values(), ids=SKETCHES)
+def test_self_influence_is_unbiased_on_digits(digits, sketch):
+    model, X, y, _, _ = digits
+    exact = InfluenceEstimator(model, order="first").fit(X, y)
+    m = int(np.ceil(1.5 * exact.effective_dimension_))
+    ratios, found = [], []
+    for seed in range(12):
+        each = InfluenceEstimator(
+            model, order="first", sketch=sketch(m, random_state=seed), solver="primal"
+        ).fit(X, y)
+        ratios.append((each.self_influence_ / exact.self_influence_).mean())
+        found.append(each.sketch_info_["effective_dimension"])
+    assert np.mean(ratios) == pytest.approx(1.0, abs=0.03)
+    np.testing.assert_allclose(found, exact.effective_dimension_, rtol=0.05)
+    plain = InfluenceEstimator(
+        model, order="first", sketch=sketch(m, debias=False, random_state=0)
+    ).fit(X, y)
+    assert (plain.self_influence_ / exact.self_influence_).mean() < 0.8
+
+
+def outside_query(model, X, seed=0):
+    """Return a row whose gradient has a large part that no training row has."""
+    return 3.0 * np.random.default_rng(seed).standard_normal((1, X.shape[1]))
+
+
+@pytest.mark.parametrize("sketch", [GaussianSketch, SparseSketch])
+def test_leakage_is_what_the_choice_of_the_sketch_scatters(digits, sketch):
+    model, X, y, _, _ = digits
+    query = outside_query(model, X)
+    exact = InfluenceEstimator(model, order="first").fit(X, y)
+    expected = exact.influence(query, objective="prediction")
+    assert exact.leakage(query) == 0.0
+    errors, predicted = [], []
+    for seed in range(60):
+        found = InfluenceEstimator(model, order="first", sketch=sketch(300, random_state=seed))
+        found.fit(X, y)
+        errors.append(found.influence(query, objective="prediction") - expected)
+        predicted.append(found.leakage(query))
+    measured = np.sqrt(np.mean(np.square(errors)))
+    assert np.mean(predicted) == pytest.approx(measured, rel=0.15)
+    np.testing.assert_allclose(predicted, np.mean(predicted), rtol=0.25)
+
+
+# Linear models
+
+X_DIGITS, Y_DIGITS = load_digits(return_X_y=True)
+X_DIABETES, Y_DIABETES = load_diabetes(return_X_y=True)
+TIGHT = {"tol": 1e-10, "max_iter": 10_000}
+LINEAR = {
+    "multinomial": (LogisticRegression(**TIGHT), X_DIGITS / 16.0, Y_DIGITS),
+    "binary": (LogisticRegression(**TIGHT), X_DIGITS / 16.0, Y_DIGITS > 4),
+    "sparse": (LogisticRegression(**TIGHT), sparse.csr_array(X_DIGITS / 16.0), Y_DIGITS),
+    "ridge": (Ridge(0.1), X_DIABETES, Y_DIABETES),
+    "no intercept": (Ridge(0.1, fit_intercept=False), X_DIABETES, Y_DIABETES - 150.0),
+    "two ridges": (Ridge([0.1, 0.3]), X_DIABETES, np.c_[Y_DIABETES, Y_DIABETES**2 / 100.0]),
+    "least squares": (LinearRegression(), X_DIABETES, Y_DIABETES),
+    "poisson": (PoissonRegressor(alpha=0.1, tol=1e-9), X_DIABETES, np.round(Y_DIABETES / 50.0)),
+    "huber": (HuberRegressor(tol=1e-9, max_iter=5000), X_DIABETES, Y_DIABETES),
+    "penalised intercept": (LinearSVC(tol=1e-9, max_iter=100_000), X_DIGITS / 16.0, Y_DIGITS > 4),
+}
+TRAIN, QUERY = slice(0, 60), slice(200, 215)
+
+
+@pytest.mark.parametrize("order", ["first", "newton", "exact"])
+@pytest.mark.parametrize("name", LINEAR)
+def test_sketches_of_linear_models_converge_to_the_exact_form(name, order):
+    model, X, y = LINEAR[name]
+    exact = InfluenceEstimator(model, order=order).fit(X[TRAIN], y[TRAIN])
+    errors = []
+    for m in (500, 8_000):
+        found = InfluenceEstimator(model, order=order, sketch=RademacherSketch(m, random_state=0))
+        found.fit(X[TRAIN], y[TRAIN])
+        answers = [
+            (each.influence(X[QUERY], y[QUERY]), each.removal_effect(range(15), X[QUERY], y[QUERY]))
+            for each in (found, exact)
+        ]
+        errors.append(max(relative(*pair) for pair in zip(*answers, strict=True)))
+        np.testing.assert_allclose(found.ridge_, exact.ridge_)
+        assert found.n_parameters_ == exact.n_parameters_
+        assert found.parameter_names_ == exact.parameter_names_
+    # The sizes go with the square root.
+    assert errors[1] < 0.4 * errors[0] or errors[1] < 1e-8
+
+
+@each_sketch
+def test_without_a_ridge_a_sketch_of_full_rank_is_exact(sketch):
+    # Ten features and the Hadamard matrix of order 16.
+    model = LinearRegression()
+    exact = InfluenceEstimator(model).fit(X_DIABETES, Y_DIABETES)
+    # Columns of few or equal entries are independent with near certainty where there is room.
+    sizes = {SparseSketch: (60, 200), RademacherSketch: (14, 16)}.get(sketch, (10, 16))
+    for m in sizes:
+        found = InfluenceEstimator(model, sketch=sketch(m, random_state=3)).fit(
+            X_DIABETES, Y_DIABETES
+        )
+        assert relative(found.self_influence_, exact.self_influence_) < 1e-8
+        effects = [e.influence(X_DIABETES[:9], Y_DIABETES[:9]) for e in (found, exact)]
+        assert relative(*effects) < 1e-8
+    with pytest.warns(InfluenceWarning, match="n_components=9 is fewer"):
+        found = InfluenceEstimator(model, sketch=sketch(9, random_state=0)).fit(
+            X_DIABETES, Y_DIABETES
+        )
+    assert relative(found.self_influence_, exact.self_influence_) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["multinomial", "ridge", "huber", "penalised intercept"])
+def test_linear_models_are_written_back(name):
+    model, X, y = LINEAR[name]
+    found = InfluenceEstimator(model, sketch=RademacherSketch(8_000, random_state=0))
+    found.fit(X[TRAIN], y[TRAIN])
+    exact = InfluenceEstimator(model).fit(X[TRAIN], y[TRAIN])
+    unlearned, expected = (each.unlearn([1, 5, 9]) for each in (found, exact))
+    assert (
+        relative(unlearned.coef_ - found.estimator_.coef_, expected.coef_ - exact.estimator_.coef_)
+        < 0.2
+    )
+    assert relative(unlearned.intercept_, expected.intercept_) < 0.1
+
+
+@pytest.mark.parametrize(
+    "model", [KernelRidge(), GaussianProcessRegressor(alpha=1.0, optimizer=None)]
+)
+def test_kernel_models_have_nothing_to_sketch(model):
+    with pytest.raises(UnsupportedOptionError, match=r"one parameter a row.*Use sketch=None"):
+        InfluenceEstimator(model, sketch=GaussianSketch(50)).fit(X_DIABETES, Y_DIABETES)
+
+
+# Sizes
+
+
+@each_sketch
+def test_auto_takes_the_exact_form_where_it_is_smaller(digits, sketch):
+    model, X, y, X_query, y_query = digits
+    found = InfluenceEstimator(model, sketch=sketch(random_state=0)).fit(X, y)
+    exact = InfluenceEstimator(model).fit(X, y)
+    info = found.sketch_info_
+    assert info["n_components"] is None
+    assert info["exact"] == {"solver": exact.solver_, "size": 810, "bytes": 20_995_200}
+    assert info["effective_dimension"] == pytest.approx(exact.effective_dimension_, rel=0.05)
+    np.testing.assert_array_equal(
+        found.influence(X_query, y_query), exact.influence(X_query, y_query)
+    )
+
+
+@each_sketch
+def test_auto_takes_the_size_that_its_error_asks_for(digits, sketch):
+    model, X, y, _, _ = digits
+    sizes = []
+    for eps in (0.3, 0.4):
+        found = InfluenceEstimator(model, sketch=sketch(eps=eps, random_state=0)).fit(X, y)
+        info = found.sketch_info_
+        assert info["error"] == pytest.approx(eps, rel=0.03)
+        assert not info["too_small"]
+        sizes.append(info["n_components"])
+    assert sizes[0] > sizes[1] > 1.5 * info["effective_dimension"]
+
+
+@each_sketch
+def test_auto_is_the_sketch_of_the_size_that_it_finds(digits, sketch):
+    model, X, y, X_query, y_query = digits
+    found = InfluenceEstimator(model, sketch=sketch(eps=0.4, random_state=0)).fit(X, y)
+    size = found.sketch_info_["n_components"]
+    same = InfluenceEstimator(model, sketch=sketch(size, random_state=0)).fit(X, y)
+    assert relative(found.influence(X_query, y_query), same.influence(X_query, y_query)) < 1e-10
+
+
+@each_sketch
+def test_a_sketch_that_is_too_small_says_what_would_do(digits, sketch):
+    model, X, y, X_query, y_query = digits
+    influence = InfluenceEstimator(model, sketch=sketch(40, random_state=0))
+    with pytest.warns(InfluenceWarning, match="effective dimension is about") as caught:
+        influence.fit(X, y)
+    info = influence.sketch_info_
+    assert info["too_small"]
+    assert info["error"] == np.inf
+    # The true one is 76.
+    assert 50 < info["effective_dimension"] < 150
+    (message,) = (str(w.message) for w in caught if "n_components" in str(w.message))
+    size = int(message.split("Use n_components=")[1].split()[0])
+    enough = InfluenceEstimator(model, sketch=sketch(size, random_state=0)).fit(X, y)
+    assert not enough.sketch_info_["too_small"]
+
+
+def test_memory(digits):
+    model, X, y, _, _ = digits
+    influence = InfluenceEstimator(model, sketch=GaussianSketch(5000), memory_limit="40MB")
+    with pytest.raises(MemoryLimitError, match=r"5000.*GB; memory_limit.*n_components=") as error:
+        influence.fit(X, y)
+    size = int(str(error.value).split("which is n_components=")[1].split(".")[0])
+    influence.set_params(sketch__n_components=size).fit(X, y)
+    assert influence.sketch_info_["n_components"] == size
+
+
+@pytest.mark.parametrize(
+    ("sketch", "message"),
+    [
+        (GaussianSketch(0), "n_components"),
+        (GaussianSketch(-3), "n_components"),
+        (GaussianSketch(2.5), "n_components"),
+        (GaussianSketch("many"), "n_components"),
+        (GaussianSketch(eps=0.0), "eps"),
+        (SparseSketch(20, n_nonzeros=0), "n_nonzeros"),
+        (SparseSketch(3), r"n_nonzeros=4 entries.*n_components=3 is fewer"),
+        (HadamardSketch(3000), r"n_components=3000 is more than the 2048 rows.*1810 parameters"),
+        (GaussianSketch(20, debias="yes"), "debias"),
+        (GaussianSketch(20, random_state="seed"), "random_state"),
+    ],
+)
+def test_sizes_that_cannot_be(digits, sketch, message):
+    model, X, y, _, _ = digits
+    with pytest.raises(ValueError, match=message):
+        InfluenceEstimator(model, sketch=sketch).fit(X, y)
+
+
+def test_the_iterative_solver_takes_no_sketch(digits):
+    model, X, y, _, _ = digits
+    influence = InfluenceEstimator(model, solver="iterative", sketch=GaussianSketch(50))
+    with pytest.raises(ValueError, match=r"needs no sketch. Use sketch=None"):
+        influence.fit(X, y)
+
+
+def test_a_projection_of_no_known_size():
+    with pytest.raises(ValueError, match="n_components='auto' of GaussianSketch is decided on"):
+        GaussianSketch().projection(100)
+
+
+# As scikit-learn's users expect
+
+
+@each_sketch
+def test_parameters_are_searched(sketch):
+    influence = InfluenceEstimator(Ridge(0.1), sketch=sketch(16, random_state=0))
+    search = GridSearchCV(influence, {"sketch__n_components": [12, 16]}, cv=3)
+    search.fit(X_DIABETES, Y_DIABETES)
+    assert search.best_params_["sketch__n_components"] in (12, 16)
+    copied = clone(influence)
+    assert copied.sketch is not influence.sketch
+    assert copied.get_params()["sketch__n_components"] == 16
+
+
+def test_fitted_estimators_are_pickled(digits):
+    model, X, y, X_query, y_query = digits
+    found = InfluenceEstimator(model, sketch=GaussianSketch(200, random_state=0)).fit(X, y)
+    copied = pickle.loads(pickle.dumps(found))
+    np.testing.assert_array_equal(
+        copied.influence(X_query, y_query), found.influence(X_query, y_query)
+    )
+
+
+def test_without_a_seed_sketches_differ(digits):
+    model, X, y, X_query, y_query = digits
+    one, other = (
+        InfluenceEstimator(model, sketch=GaussianSketch(200)).fit(X, y).influence(X_query, y_query)
+        for _ in range(2)
+    )
+    assert relative(one, other) > 1e-3
