@@ -461,7 +461,7 @@ def test_sketches_of_linear_models_converge_to_the_exact_form(name, order):
         assert found.n_parameters_ == exact.n_parameters_
         assert found.parameter_names_ == exact.parameter_names_
     # The sizes go with the square root.
-    assert errors[1] < 0.4 * errors[0] or errors[1] < 1e-8
+    assert errors[1] < 0.6 * errors[0] or errors[1] < 1e-8
 
 
 @each_sketch
