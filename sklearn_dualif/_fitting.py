@@ -3,6 +3,7 @@
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -48,22 +49,11 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
             "InfluenceEstimator needs at least 2 rows and got one row (n_samples = 1): removing "
             "it leaves no model."
         )
-    frozen = is_frozen(influence.estimator)
     progress = influence._init_callback_context(max_subtasks=len(_STAGES))
     progress.call_on_fit_task_begin(estimator=influence)
-    conversion = conversion_of(influence.estimator, X, y)
-    rows, given = conversion.rows(X), conversion.targets(y)
     torch_state = torch.get_rng_state()
     with _stage(progress, influence, 0):
-        fitted, damping = _fit_wrapped(influence, rows, given, fit_params, frozen)
-    own = final_fit_params(fitted, fit_params)
-    model = as_model_function(fitted)
-    weights = _sample_weight(own, X, y)
-    times = model.times_trained(rows, given)
-    weights = weights if times is None else weights * times
-    model = model.prepared(X, **_network_options(influence, model))
-    targets = conversion.labelled(model.targets)
-    model = replace(model, targets=targets.freeze(np.asarray(y), weights))
+        fitted, model, weights, conversion, damping = fit_model(influence, X, y, fit_params)
     problem, damping = build_problem(
         model,
         X,
@@ -79,7 +69,11 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
     )
     with _stage(progress, influence, 1):
         engine = build_engine(
-            problem, damping, order=influence.order, batch_size=influence.batch_size, frozen=frozen
+            problem,
+            damping,
+            order=influence.order,
+            batch_size=influence.batch_size,
+            frozen=is_frozen(influence.estimator),
         )
     with _stage(progress, influence, 2):
         objective = resolve_objective(influence.objective, model)
@@ -116,6 +110,47 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
             f"effective dimension {influence.effective_dimension_:.4g}, "
             f"{time.perf_counter() - started:.2f} s"
         )
+
+
+class FittedModel(NamedTuple):
+    """A wrapped model as fitted, and what it computes.
+
+    Attributes
+    ----------
+    estimator : estimator
+        The fitted clone.
+    model : ModelFunction
+        Ready for rows like the training rows.
+    weights : (n,) array
+        Sample weights that it was fitted with.
+    conversion : object
+        From the caller's rows and targets to the estimator's.
+    damping : float or None
+        Ridge that replaces the model's own in the curvature.
+    """
+
+    estimator: object
+    model: object
+    weights: np.ndarray
+    conversion: object
+    damping: float | None
+
+
+def fit_model(influence, X, y, fit_params):
+    """Fit the wrapped model of an InfluenceEstimator; nothing is set on it."""
+    conversion = conversion_of(influence.estimator, X, y)
+    rows, given = conversion.rows(X), conversion.targets(y)
+    frozen = is_frozen(influence.estimator)
+    fitted, damping = _fit_wrapped(influence, rows, given, fit_params, frozen)
+    own = final_fit_params(fitted, fit_params)
+    model = as_model_function(fitted)
+    weights = _sample_weight(own, X, y)
+    times = model.times_trained(rows, given)
+    weights = weights if times is None else weights * times
+    model = model.prepared(X, **_network_options(influence, model))
+    targets = conversion.labelled(model.targets)
+    model = replace(model, targets=targets.freeze(np.asarray(y), weights))
+    return FittedModel(fitted, model, weights, conversion, damping)
 
 
 def _network_options(influence, model):

@@ -1,5 +1,6 @@
 """Influence as functions of a factorization: removals, edits, leave-one-out, parameters."""
 
+from ._dimension import curvature_spectrum, usual_ridges
 from ._engine import InfluenceEngine
 from ._problem import TrainingProblem
 from ._ridge_path import leave_one_out_ridge
@@ -10,5 +11,7 @@ __all__ = [
     "TrainingProblem",
     "build_engine",
     "build_problem",
+    "curvature_spectrum",
     "leave_one_out_ridge",
+    "usual_ridges",
 ]

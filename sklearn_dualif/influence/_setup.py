@@ -68,7 +68,7 @@ def build_problem(
     if network or sketch is not None:
         accuracy = Accuracy(tol, memory_limit, check_random_state(random_state))
         problem, new_damping = build_network_problem(
-            model if network else _as_network(model),
+            model if network else as_network(model),
             X,
             y,
             sample_weight,
@@ -94,7 +94,8 @@ def build_problem(
     return problem, None if damping is None else curvature_ridge
 
 
-def _as_network(model):
+def as_network(model):
+    """Return a linear model in the form of a network, which sketches need."""
     if isinstance(model, LinearModel):
         return LinearNetworkModel.of(model)
     raise UnsupportedOptionError(

@@ -27,13 +27,19 @@ class SketchedTangent:
 
     Parameters
     ----------
-    problem : NetworkProblem
-        The exact one.
+    features : TangentFeatures
+        The training rows.
+    root : (n, C, q) tensor
+        Roots of their losses' curvatures.
     sketch : Sketch
+        As the caller gave it.
     ridge : float
-        Of the curvature that effects are computed with.
+        Of the curvature.
     memory_limit : int
         Bytes.
+    for_effects : bool
+        Whether one that chooses its own size goes on to what its ``eps`` asks for, beyond what
+        tells the effective dimension.
 
     Attributes
     ----------
@@ -44,29 +50,29 @@ class SketchedTangent:
         Without what the free parameters explain.
     """
 
-    def __init__(self, problem, sketch, ridge, memory_limit):
-        self.problem, self.sketch, self.ridge = problem, sketch, ridge
+    def __init__(self, features, root, sketch, ridge, memory_limit, *, for_effects=True):
+        self.features, self.root = features, root
+        self.sketch, self.ridge = sketch, ridge
         self.memory_limit = memory_limit
-        self.root = problem.expansion.root[0]
-        self.exact_rank = min(self.root.shape[0] * self.root.shape[2], problem.features.shape[1])
+        self.exact_rank = min(root.shape[0] * root.shape[2], features.shape[1])
         self._seed = sketch.seed()
         self._raw = self.projection = None
         self.wanted = 0
         if sketch.n_components == "auto":
-            self._search()
+            self._search(for_effects)
         else:
             self._grow(sketch.n_components)
 
     # Growth ------------------------------------------------------------------------------------
 
     def _bytes(self, n_components):
-        heads = self.problem.fitted_outputs.numel()
+        heads = self.root.shape[0] * self.root.shape[1]
         side = min(n_components, heads + 1)
         return 2.0 * heads * n_components * self._like.element_size() + 40.0 * side**2
 
     @cached_property
     def _like(self):
-        return self.problem.features.output_heads.free_jacobian
+        return self.features.output_heads.free_jacobian
 
     @cached_property
     def _largest(self):
@@ -89,9 +95,9 @@ class SketchedTangent:
                 f"{self.memory_limit / 1e9:.3g} GB, which is n_components={self._largest}. Raise "
                 "memory_limit or lower n_components."
             )
-        d = self.problem.features.shape[1]
+        d = self.features.shape[1]
         self.projection = self.sketch.projection(d, n_components, self._seed)
-        heads = self.problem.features.output_heads
+        heads = self.features.output_heads
         if self._raw is not None and self.projection.nested:
             more = heads.sketched(self.projection, self._raw.shape[2])
             self._raw = torch.cat([self._raw, more], 2)
@@ -99,7 +105,7 @@ class SketchedTangent:
             self._raw = heads.sketched(self.projection)
         self.spectrum = self._spectrum()
 
-    def _search(self):
+    def _search(self, for_effects):
         """Double the size until it tells the effective dimension, then take what eps asks for."""
         size = min(_FIRST_SIZE, self._largest)
         while True:
@@ -110,6 +116,8 @@ class SketchedTangent:
             if size >= min(self._largest, self.exact_rank):
                 return
             size = min(2 * size, self._largest)
+        if not for_effects:
+            return
         wanted = components_for(self.sketch.eps, *self.spectrum.dimensions(sketched))
         self.wanted = wanted
         if size < wanted < self.exact_rank:
@@ -117,11 +125,9 @@ class SketchedTangent:
 
     def _spectrum(self):
         """Return the spectrum of the root-weighted sketch that free parameters do not explain."""
-        free = self.root.to(self._like).mT @ self._like
-        explained = orthonormal(free.flatten(0, 1).double())
         scale = self.projection.scale
         n, q, m = len(self.root), self.root.shape[2], self.projection.n_components
-        explained = explained.view(n, q, -1)
+        explained = explained_by_free(self._like, self.root)
         if n * q < m:
             rows = scale * self._weighted(slice(None)).double()
             basis = explained.flatten(0, 1)
@@ -216,8 +222,7 @@ class SketchedTangent:
 
     def design(self, solver):
         """Return the Jacobians of the training rows in the smaller of the two coordinates."""
-        problem, values = self.problem, self._raw * self.projection.scale
-        network = problem.model.network
+        values, network = self._raw * self.projection.scale, self.features.network
         penalized, _ = network.parameters()
         n_rows, m = values.shape[0] * values.shape[1], values.shape[2]
         rotation, name = None, "primal"
@@ -228,7 +233,14 @@ class SketchedTangent:
             rotation = orthonormal(span.T)
         basis = SketchBasis(network, self.projection, rotation)
         values = torch.cat([self._like, basis.rotated(values)], 2)
-        return TangentDesign(basis, problem.features, name, values)
+        return TangentDesign(basis, self.features, name, values)
+
+
+def explained_by_free(free, root):
+    """Return an orthonormal basis (n, q, r) of what free parameters (n, C, f) do to rows."""
+    columns = root.to(free).mT @ free
+    basis = orthonormal(columns.flatten(0, 1).double())
+    return basis.view(*columns.shape[:2], -1)
 
 
 def orthonormal(columns):
@@ -303,7 +315,8 @@ def sketched_problem(sketch, solver, problem, damping):
         Ridge that replaces the model's in the curvature.
     """
     asked = problem.ridge if damping is None else damping
-    tangent = SketchedTangent(problem, sketch, float(asked[0]), problem.accuracy.memory_limit)
+    root, limit = problem.expansion.root[0], problem.accuracy.memory_limit
+    tangent = SketchedTangent(problem.features, root, sketch, float(asked[0]), limit)
     info = tangent.info(problem.sketch_info["exact"])
     if sketch.n_components == "auto" and solver == "auto" and tangent.is_needless:
         return replace(problem, sketch_info=info | {"n_components": None}), damping

@@ -33,6 +33,9 @@ class SparseWeightBlock(WeightBlock):
         """Columns of the weight matrix."""
         return self.inputs.shape[1]
 
+    def _input_products(self, other, rows):
+        return self.inputs.take(rows).gram(other.inputs)
+
     def _own_input_products(self):
         return self.inputs.diagonal()[:, None, None]
 

@@ -106,6 +106,26 @@ class SketchedSpectrum:
         rise += fall * self._per_ambient / (1.0 - first * self._per_ambient)
         return first, min(first, max(0.0, first - fall / rise))
 
+    def deviation(self, sketched_ridge):
+        """Return the standard deviation of ``d_1`` at the ridge that a ridge here stands for.
+
+        That of a linear statistic of the spectrum of Gaussian sketches [1]_, by the derivatives of
+        ``1 / k``.
+
+        References
+        ----------
+        .. [1] Z. D. Bai and J. W. Silverstein, "CLT for linear spectral statistics of
+           large-dimensional sample covariance matrices", Annals of Probability 32, 2004.
+        """
+        shifted = self.eigenvalues + sketched_ridge
+        if shifted[-1] == 0.0:
+            return 0.0
+        first, second, third = (
+            factor * float((shifted**-power).mean()) for factor, power in ((1, 2), (2, 3), (6, 4))
+        )
+        schwarzian = max(0.0, third / first - 1.5 * (second / first) ** 2)
+        return math.sqrt(schwarzian / 3.0) / (self.ridge(sketched_ridge) * first)
+
 
 def largest_error(first, second, n_components):
     """Return what the largest error of a sketch stays below with probability .95.

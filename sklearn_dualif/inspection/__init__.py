@@ -1,0 +1,5 @@
+"""Displays. Matplotlib is imported when something is first drawn."""
+
+from ._effective_dimension import EffectiveDimensionDisplay
+
+__all__ = ["EffectiveDimensionDisplay"]
