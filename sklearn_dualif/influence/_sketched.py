@@ -71,6 +71,10 @@ class SketchedTangent:
         return 2.0 * heads * n_components * self._like.element_size() + 40.0 * side**2
 
     @cached_property
+    def _layers(self):
+        return self.features.layers()
+
+    @cached_property
     def _like(self):
         return self.features.output_heads.free_jacobian
 
@@ -95,8 +99,7 @@ class SketchedTangent:
                 f"{self.memory_limit / 1e9:.3g} GB, which is n_components={self._largest}. Raise "
                 "memory_limit or lower n_components."
             )
-        d = self.features.shape[1]
-        self.projection = self.sketch.projection(d, n_components, self._seed)
+        self.projection = self.sketch.for_layers(self._layers, n_components, self._seed)
         heads = self.features.output_heads
         if self._raw is not None and self.projection.nested:
             more = heads.sketched(self.projection, self._raw.shape[2])

@@ -18,6 +18,8 @@ Everything is exact. Blocks know the slices of the parameter vector that they be
 import torch
 from sklearn.utils import gen_batches
 
+from ..sketching import Layer
+
 _SCRATCH = 2**24
 
 
@@ -76,6 +78,18 @@ class DenseBlock:
     def add_pushed(self, result, direction):
         """Add ``J v`` for directions (d, m) to ``result`` (n, h, m)."""
         result += self.values @ direction[self.target].to(self.values)
+
+    def layer(self):
+        """Return the shape of the parameters: a column."""
+        return Layer(self.values.shape[2], 1, self.target)
+
+    def matrices(self, rows, layer, bias):
+        """Return the derivatives (b, h, o, i) of some rows by a layer's weight, and by its bias."""
+        values = self.values[rows]
+        if layer.by_inputs:
+            return values.unflatten(2, (layer.inputs, layer.outputs)).mT
+        values = values.unflatten(2, (layer.outputs, -1))
+        return values if bias is None else torch.cat([values, bias.values[rows, ..., None]], 3)
 
     def write_columns(self, result, start):
         """Write derivatives by parameters from ``start`` on into ``result`` (n, h, w)."""
@@ -270,6 +284,20 @@ class WeightBlock:
             parts.append(direction[self.bias].T[:, :, None])
         return torch.cat(parts, 2)
 
+    def layer(self):
+        """Return the shape of the parameters."""
+        return Layer(self.sensitivities.shape[3], self.input_width, self.weight, self.bias)
+
+    def factorized(self, rows, columns):
+        """Return ``P_E G P_A^T`` (n, h, m_E m_A) of the derivatives G; None for an identity."""
+        inputs = self._projected_inputs(columns)
+        sensitivities = self.sensitivities if rows is None else self.sensitivities @ rows.T
+        return (sensitivities.mT @ inputs[:, None]).flatten(2)
+
+    def _projected_inputs(self, columns):
+        """Return the inputs times ``P_A^T``, (n, P, m_A)."""
+        return self.inputs if columns is None else self.inputs @ columns.T
+
     def write_columns(self, result, start):
         """Write derivatives by parameters from ``start`` on into ``result`` (n, h, w)."""
         for outs, ins, place in self._segments(start, result.shape[2]):
@@ -400,6 +428,16 @@ class LookupBlock(WeightBlock):
         n, h, _ = values.shape
         width = self.sensitivities.shape[3]
         return [(values.view(n, h, width, -1).transpose(2, 3).flatten(2), target)]
+
+    def layer(self):
+        width = self.sensitivities.shape[3]
+        return Layer(width, self.input_width, self.weight, by_inputs=True)
+
+    def _projected_inputs(self, columns):
+        if columns is None:
+            return self._dense_inputs()
+        found = columns.T[self.inputs.clamp(min=0)] * self.scale
+        return found.mul_((self.inputs >= 0)[..., None])
 
     def write_columns(self, result, start):
         for own, place in _overlaps(self.weight, start, result.shape[2]):

@@ -33,6 +33,11 @@ class SparseWeightBlock(WeightBlock):
         """Columns of the weight matrix."""
         return self.inputs.shape[1]
 
+    def _projected_inputs(self, columns):
+        if columns is None:
+            return self.inputs.dense()[:, None]
+        return self.inputs.dot(columns.T.contiguous())[:, None]
+
     def _input_products(self, other, rows):
         return self.inputs.take(rows).gram(other.inputs)
 

@@ -5,6 +5,8 @@ from functools import cached_property
 import torch
 from sklearn.utils import gen_batches
 
+from ._blocks import DenseBlock
+
 _BATCH_DOUBLES = 2**25
 _PANEL_DOUBLES = 2**23
 
@@ -79,6 +81,8 @@ class Heads:
         """
         n, h = self.shape
         like = self._zeros(0)
+        if projection.factorized:
+            return self._factorized(projection, like)
         result = projection.zeros(n, h, first, like)
         for index in range(projection.n_panels):
             start, stop = projection.columns(index)
@@ -92,6 +96,28 @@ class Heads:
                 for block in self.blocks:
                     block.take(rows).write_columns(values, start)
                 panel.add(result[rows], values)
+        return result
+
+    def _factorized(self, projection, like):
+        n, h = self.shape
+        result = self._zeros(n, h, projection.n_components)
+        whole = {b.target.start: b for b in self.blocks if isinstance(b, DenseBlock)}
+        factored = {b.weight.start: b for b in self.blocks if not isinstance(b, DenseBlock)}
+        for index, (layer, place) in enumerate(
+            zip(projection.layers, projection.places, strict=True)
+        ):
+            rows, columns = projection.factors(index, like)
+            start = layer.weight.start
+            if start in factored:
+                result[..., place] = factored[start].factorized(rows, columns)
+                continue
+            bias = None if layer.bias is None else whole[layer.bias.start]
+            # Derivatives that were made explicit.
+            for part in gen_batches(n, max(1, _PANEL_DOUBLES // (h * layer.size))):
+                matrices = whole[start].matrices(part, layer, bias)
+                matrices = matrices if rows is None else rows @ matrices
+                matrices = matrices if columns is None else matrices @ columns.T
+                result[part, :, place] = matrices.flatten(2)
         return result
 
     def pull(self, weights):
@@ -142,6 +168,11 @@ class TangentFeatures:
     def own_kernel(self):
         """Each row's kernel with itself, (n, C, C)."""
         return self.output_heads.diagonal_blocks()
+
+    def layers(self):
+        """Return the `Layer` s of the penalised parameters."""
+        penalized, _ = self.network.derivatives(self.inputs[:1])
+        return [block.layer() for block in penalized]
 
     def take(self, rows):
         """Return the features of some rows."""

@@ -38,6 +38,8 @@ class Projection(ABC):
         Whether the first rows of a larger projection are those of a smaller one.
     dense : bool
         Whether panels are matrices, so that they can be applied to the factors of derivatives.
+    factorized : bool
+        Whether it is one of layers, and has factors in the place of panels.
     row_major : bool
         Whether panels prefer results with the components last in memory.
     ambient : int or None
@@ -46,6 +48,7 @@ class Projection(ABC):
 
     nested = True
     dense = False
+    factorized = False
     row_major = True
     ambient = None
 
@@ -175,6 +178,11 @@ class Sketch(BaseEstimator, ABC):
             )
         seed = self.seed() if seed is None else seed
         return self._projection(int(size), int(n_features), seed)
+
+    def for_layers(self, layers, n_components, seed):
+        """Return the projection of the parameters of some layers; see `Layer`."""
+        n_features = sum(layer.size for layer in layers)
+        return self.projection(n_features, n_components, seed)
 
     @abstractmethod
     def _projection(self, n_components, n_features, seed):
