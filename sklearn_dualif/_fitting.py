@@ -66,6 +66,7 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
         tol=influence.tol,
         random_state=influence.random_state,
         sketch=influence.sketch,
+        report=_print if influence.verbose else None,
     )
     with _stage(progress, influence, 1):
         engine = build_engine(
@@ -104,12 +105,16 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
     progress.call_on_fit_task_end(estimator=influence)
     if influence.verbose:
         size = engine.curvature.width * problem.layout.selector.shape[1]
-        print(
-            f"[InfluenceEstimator] {type(model.estimator).__name__}: {engine.curvature.name} form, "
+        _print(
+            f"{type(model.estimator).__name__}: {engine.curvature.name} form, "
             f"{len(weights)} rows, {size} coordinates a block, ridge {influence.ridge_}, "
             f"effective dimension {influence.effective_dimension_:.4g}, "
             f"{time.perf_counter() - started:.2f} s"
         )
+
+
+def _print(line):
+    print(f"[InfluenceEstimator] {line}")
 
 
 class FittedModel(NamedTuple):

@@ -17,6 +17,10 @@ class SingularCurvatureError(ValueError, ArithmeticError):
     """A factorization or an optimum does not exist or came out non-finite."""
 
 
+class SketchStoreError(ValueError, OSError):
+    """A store of sketched rows is of something else, damaged, or cannot be written."""
+
+
 class InfluenceWarning(UserWarning):
     """What was asked can be computed, but the caller should know what it stands for."""
 

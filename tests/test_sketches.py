@@ -46,13 +46,14 @@ from sklearn_dualif.exceptions import (
     UnsupportedOptionError,
 )
 from sklearn_dualif.sketching import (
+    FactorizedSketch,
+    FactorizedSpectrum,
     GaussianSketch,
     HadamardSketch,
+    Layer,
     RademacherSketch,
     SketchedSpectrum,
     SparseSketch,
-    components_for,
-    largest_error,
 )
 
 SKETCHES = {
@@ -206,7 +207,7 @@ def test_debiased_sketches_are_unbiased_and_know_their_dimension(sketch, per_dim
         inverse = rows @ np.linalg.solve(rows.T @ rows + sketched * np.eye(m), rows.T)
         # J = V diag(values)^(1/2) U': rows of V stand for gradients of length 1 in F^+.
         worst = np.abs(np.linalg.eigvalsh(inverse - exact)).max()
-        covered += worst <= largest_error(*found[-1], m)
+        covered += worst <= spectrum.error(sketched)
     assert np.mean(ratios) == pytest.approx(1.0, abs=0.03)
     assert np.mean(plain) < 0.97
     np.testing.assert_allclose(np.mean(found, 0), [first, second], rtol=0.03)
@@ -238,10 +239,20 @@ def test_a_sketch_below_the_dimension_has_no_unbiased_ridge():
     assert spectrum.ridge(1e-9) == pytest.approx(spectrum.least_ridge, rel=1e-6)
 
 
-def test_the_error_asks_for_components_and_they_give_it():
-    m = components_for(0.1, 80.0, 65.0)
-    assert largest_error(80.0, 65.0, m) <= 0.1 < largest_error(80.0, 65.0, m - 1)
-    assert largest_error(80.0, 65.0, 65) == np.inf
+@pytest.mark.parametrize("error", [0.05, 0.2, 0.5])
+def test_the_error_asks_for_components_and_they_give_it(error):
+    J, _ = decaying()
+    rows = GaussianSketch(250, random_state=0).projection(300)(torch.from_numpy(J)).numpy()
+    spectrum = SketchedSpectrum(np.linalg.eigvalsh(rows @ rows.T), 250)
+    sketched = spectrum.sketched_ridge(0.05)
+    m = spectrum.components_for(error, sketched)
+    # The same matrix, from a sketch of that size and of one less.
+    large, small = (
+        SketchedSpectrum(np.linalg.eigvalsh(rows @ rows.T), size) for size in (m, m - 1)
+    )
+    for each, comparison in ((large, np.less_equal), (small, np.greater)):
+        each.dimensions = lambda ridge: spectrum.dimensions(sketched)
+        assert comparison(each.error(sketched), error)
 
 
 # Effects of networks
@@ -421,6 +432,84 @@ def test_leakage_is_what_the_choice_of_the_sketch_scatters(digits, sketch):
     measured = np.sqrt(np.mean(np.square(errors)))
     assert np.mean(predicted) == pytest.approx(measured, rel=0.15)
     np.testing.assert_allclose(predicted, np.mean(predicted), rtol=0.25)
+
+
+# Factorised sketches
+
+
+@pytest.mark.parametrize("order", ["first", "newton", "exact"])
+@each_network("linear-mse")
+def test_factorized_effects_are_those_of_the_dense_sketch(name, order):
+    case, dense = case_of(name), oracle(name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "n_components=", InfluenceWarning)
+        found = fit_case(case, sketch=FactorizedSketch(60, random_state=1), order=order)
+    projection = found._engine.problem.design.basis.projection
+    unit = dense.network.R.max() / found.ridge_
+    expected = sketched_oracle(
+        dense, projection, unit * found.ridge_, unit * found.sketch_info_["sketched_ridge"]
+    )
+    effects = found.influence(case.X_query, case.y_query)
+    assert relative(effects, expected.effects(single_steps(expected, order), order).T) < 1e-8
+    step = expected.step([0, 2, 4, 9], order)
+    removed = found.removal_effect([0, 2, 4, 9], case.X_query, case.y_query, order=order)
+    assert relative(removed, expected.effects(step, order)) < 1e-7
+
+
+@pytest.mark.parametrize(("size", "low"), [(160, 0.9), (400, 0.92), (1200, 0.96)])
+def test_factorized_self_influence_on_digits(digits, size, low):
+    model, X, y, _, _ = digits
+    exact = InfluenceEstimator(model, order="first").fit(X, y)
+    ratios, plain, found = [], [], []
+    for seed in range(4):
+        each, biased = (
+            InfluenceEstimator(
+                model,
+                order="first",
+                sketch=FactorizedSketch(size, random_state=seed, debias=debias),
+                solver="primal",
+            ).fit(X, y)
+            for debias in (True, False)
+        )
+        ratios.append((each.self_influence_ / exact.self_influence_).mean())
+        plain.append((biased.self_influence_ / exact.self_influence_).mean())
+        found.append(each.sketch_info_["effective_dimension"])
+    assert low < np.mean(ratios) < 1.05
+    assert np.mean(plain) < np.mean(ratios) - 0.02
+    assert np.mean(found) == pytest.approx(exact.effective_dimension_, rel=0.08)
+
+
+def test_a_factorized_spectrum_of_one_side_is_that_of_independent_rows():
+    J, values = decaying()
+    projection = FactorizedSketch(120).for_layers([Layer(1, 300, slice(0, 300))], 120, seed=0)
+    assert projection.shapes == [(1, 120)]
+    rows = projection(torch.from_numpy(J)).numpy()
+    factorized = FactorizedSpectrum(rows.T @ rows, projection)
+    independent = SketchedSpectrum(np.linalg.eigvalsh(rows.T @ rows), 120)
+    for ridge in (0.05, 1.0):
+        sketched = factorized.sketched_ridge(ridge)
+        assert sketched == pytest.approx(independent.sketched_ridge(ridge), rel=1e-5)
+        np.testing.assert_allclose(
+            factorized.dimensions(sketched), independent.dimensions(sketched), rtol=1e-4
+        )
+        assert factorized.ridge(sketched) == ridge
+
+
+def test_a_factorized_spectrum_of_identities_is_the_matrix_s_own():
+    J, values = decaying(n=20, d=60)
+    layers = [Layer(6, 10, slice(0, 60))]
+    projection = FactorizedSketch(60).for_layers(layers, 60, seed=0)
+    spectrum = FactorizedSpectrum(J.T @ J, projection)
+    assert spectrum.sketched_ridge(0.05) == pytest.approx(0.05)
+    np.testing.assert_allclose(spectrum.dimensions(0.05), dimensions(values, 0.05), rtol=1e-8)
+
+
+def test_a_factorized_sketch_that_is_too_small(digits):
+    model, X, y, _, _ = digits
+    influence = InfluenceEstimator(model, sketch=FactorizedSketch(40, random_state=0))
+    with pytest.warns(InfluenceWarning, match="n_components=4. is fewer"):
+        influence.fit(X, y)
+    assert influence.sketch_info_["too_small"]
 
 
 # Linear models

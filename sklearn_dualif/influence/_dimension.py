@@ -11,7 +11,7 @@ from ..losses import empirical_fisher
 from ..models import KernelModel, NetworkModel
 from ..sketching import RademacherSketch
 from ._setup import as_network
-from ._sketched import SketchedTangent, explained_by_free
+from ._sketched_tangent import SketchedTangent, explained_by_free
 
 _LARGEST_DIRECT = 6000
 _BLOCK = 2**23
@@ -92,7 +92,7 @@ def curvature_spectrum(model, X, y, sample_weight, *, fisher, memory_limit, sket
     expansion = model.expand(targets, model.outputs(features), weights)
     root = (empirical_fisher(expansion, weights) if fisher else expansion).root[0]
     ridge = model.penalty.ridge(weights, 1).numpy()
-    explained = explained_by_free(features.output_heads.free_jacobian, root)
+    explained = explained_by_free(features.free_jacobian, root)
     size = min(root.shape[0] * root.shape[2], features.shape[1])
     own = features.own_kernel.double().cpu()
     mean = float(torch.einsum("ncq,ncd,ndq->", root, own, root)) / size

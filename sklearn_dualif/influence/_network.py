@@ -30,6 +30,7 @@ _LEFT_OUT = 1e-11
 _DESIGN_DOUBLES = 2**28
 _TILE_DOUBLES = 2**17
 _LARGEST_DIRECT = 4000
+_KEPT_DOUBLES = 2**26
 # States whose parameters are formed at once.
 _LIFTED = 8
 
@@ -135,6 +136,8 @@ def build_network_problem(
     ``sketched(problem, damping)`` returns both in the coordinates of a sketch.
     """
     features = model.features(X)
+    if sketched is not None:
+        features.keep_within(_KEPT_DOUBLES)
     targets = model.targets.encode(y)
     weights = model.targets.weigh(y, sample_weight)
     ridge = model.penalty.ridge(weights, 1)
@@ -388,12 +391,12 @@ class NetworkEngine(InfluenceEngine):
     def _stationarity(self):
         problem, network = self.problem, self.model.network
         gradient = problem.model.loss.weighted_gradient(problem.y, self.z, problem.weights)
-        heads = problem.features.output_heads
-        free = torch.einsum("ncf,nc->nf", heads.free_jacobian.double().cpu(), gradient)
+        free = problem.features.free_jacobian.double().cpu()
+        free = torch.einsum("ncf,nc->nf", free, gradient)
         blocks = problem.features.own_kernel.double().cpu()
         squares = torch.einsum("nc,ncd,nd->n", gradient, blocks, gradient).clamp(min=0.0)
         norms = torch.sqrt(squares + (free**2).sum(1))
-        total = heads.pull(gradient[..., None])[:, 0].double().cpu()
+        total = problem.features.pull(gradient[..., None])[:, 0].double().cpu()
         if not problem.centered:
             total = total + problem.model_ridge * network.parameters()[0].double().cpu()
         size = float(torch.sqrt((total**2).sum() + (free.sum(0) ** 2).sum()))

@@ -37,6 +37,7 @@ def build_problem(
     tol=1e-3,
     random_state=None,
     sketch=None,
+    report=None,
 ):
     """Return the `TrainingProblem` of a fitted model on rows, in the cheaper form that fits.
 
@@ -62,6 +63,8 @@ def build_problem(
         Of its pivots.
     sketch : Sketch or None
         Random projection of the features.
+    report : callable or None
+        Called with a line on how far the writing of its store is.
     """
     network = isinstance(model, NetworkModel)
     sketch_info = None
@@ -76,7 +79,7 @@ def build_problem(
             accuracy,
             damping,
             fisher=fisher,
-            sketched=None if sketch is None else partial(sketched_problem, sketch, solver),
+            sketched=None if sketch is None else partial(sketched_problem, sketch, solver, report),
         )
         if network or isinstance(problem, SketchedProblem):
             return problem, new_damping

@@ -143,11 +143,18 @@ class TangentFeatures:
     network : Network
     inputs : tensor
         Rows as the module takes them.
+
+    Attributes
+    ----------
+    is_kept : bool
+        Whether derivatives stay in memory once they were asked for; else they are computed anew,
+        a batch of rows at a time.
     """
 
     def __init__(self, network, inputs):
         self.network = network
         self.inputs = network.to_device(inputs)
+        self.is_kept = True
 
     @property
     def shape(self):
@@ -167,7 +174,28 @@ class TangentFeatures:
     @cached_property
     def own_kernel(self):
         """Each row's kernel with itself, (n, C, C)."""
-        return self.output_heads.diagonal_blocks()
+        return torch.cat([heads.diagonal_blocks() for _, heads in self.parts()])
+
+    @cached_property
+    def free_jacobian(self):
+        """Derivatives (n, C, f) of the outputs by the free parameters."""
+        return torch.cat([heads.free_jacobian for _, heads in self.parts()])
+
+    def pull(self, weights):
+        """Return ``sum_ik J_ik w_ik`` (d, m) of the outputs, weights (n, C, m)."""
+        return sum(heads.pull(weights[rows]) for rows, heads in self.parts())
+
+    def parts(self, size=None):
+        """Yield (rows, derivatives of their outputs): all at once, or where they are not kept."""
+        if self.is_kept:
+            yield slice(0, len(self.inputs)), self.output_heads
+            return
+        for rows in gen_batches(len(self.inputs), size or self.batch_rows):
+            yield rows, self.take(rows).heads()
+
+    def keep_within(self, doubles):
+        """Keep derivatives in memory only where they are at most so many numbers."""
+        self.is_kept = len(self.inputs) * self.network.doubles_per_row <= doubles
 
     def layers(self):
         """Return the `Layer` s of the penalised parameters."""

@@ -3,20 +3,24 @@
 from ._base import Projection, Sketch
 from ._dense import GaussianSketch, RademacherSketch
 from ._factorized import FactorizedSketch, Layer
+from ._factorized_spectrum import FactorizedSpectrum
 from ._hadamard import HadamardSketch
 from ._sparse import SparseSketch
-from ._spectrum import SketchedSpectrum, components_for, largest_error
+from ._spectrum import SketchedSpectrum
+from ._store import SketchStore, remove_store, repair_store
 
 __all__ = [
     "FactorizedSketch",
+    "FactorizedSpectrum",
     "GaussianSketch",
     "HadamardSketch",
     "Layer",
     "Projection",
     "RademacherSketch",
     "Sketch",
+    "SketchStore",
     "SketchedSpectrum",
     "SparseSketch",
-    "components_for",
-    "largest_error",
+    "remove_store",
+    "repair_store",
 ]

@@ -10,11 +10,14 @@ rows of a larger projection are those of a smaller one, and what they were appli
 
 from abc import ABC, abstractmethod
 from numbers import Integral, Real
+from os import PathLike
 
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, Options
+
+from ._store import stored_seed
 
 PANEL = 4096
 """Columns of a panel."""
@@ -135,21 +138,32 @@ class Sketch(BaseEstimator, ABC):
         "n_components": [Interval(Integral, 1, None, closed="left"), Options(str, {"auto"})],
         "eps": [Interval(Real, 0, 1, closed="neither")],
         "debias": ["boolean"],
+        "store": [str, PathLike, None],
         "random_state": ["random_state"],
     }
 
-    def __init__(self, n_components="auto", *, eps=0.1, debias=True, random_state=None):
+    def __init__(self, n_components="auto", *, eps=0.1, debias=True, store=None, random_state=None):
         self.n_components = n_components
         self.eps = eps
         self.debias = debias
+        self.store = store
         self.random_state = random_state
 
     def check(self):
         """Raise for settings that cannot be meant."""
         self._validate_params()
+        if self.store is not None and self.n_components == "auto":
+            raise ValueError(
+                f"store={str(self.store)!r} is of a sketch of one size, which n_components='auto' "
+                "does not know beforehand. Give a number."
+            )
 
     def seed(self):
         """Return the integer that decides every number of a projection."""
+        if self.store is not None and self.random_state is None:
+            stored = stored_seed(self.store)
+            if stored is not None:
+                return int(stored)
         return int(check_random_state(self.random_state).randint(2**31 - 1))
 
     def projection(self, n_features, n_components=None, seed=None):

@@ -93,6 +93,11 @@ class GaussianSketch(Sketch):
         Lower the ridge of the sketched matrix to :math:`\lambda_s`, which makes answers unbiased
         at the ridge that was asked for. False: the plain form of [1]_, whose effects come out too
         small.
+    store : str, path or None, default=None
+        Folder in which the sketched training rows are kept: written in blocks, taken up again
+        where a fit was stopped, and read from the disk, so that memory holds no more than the
+        matrix of the components. Refused where it was made from another model, other rows or
+        another sketch. Needs a number in ``n_components``. See `repair_store` and `remove_store`.
     random_state : int, RandomState instance or None, default=None
         Decides every entry, whatever the batch size and the number of threads.
 
@@ -128,7 +133,7 @@ class RademacherSketch(Sketch):
 
     Parameters
     ----------
-    n_components, eps, debias, random_state
+    n_components, eps, debias, store, random_state
         See `GaussianSketch`.
     """
 

@@ -161,7 +161,7 @@ class FactorizedSketch(Sketch):
 
     Parameters
     ----------
-    n_components, eps, debias, random_state
+    n_components, eps, debias, store, random_state
         See `GaussianSketch`. ``n_components`` is the most that all layers have together, in equal
         shares; the shares are rounded down to products of two whole numbers. Parameters outside of
         weight matrices (those of a normalisation, say) are one column.

@@ -92,7 +92,7 @@ class HadamardSketch(Sketch):
 
     Parameters
     ----------
-    n_components, eps, debias, random_state
+    n_components, eps, debias, store, random_state
         See `GaussianSketch`. At most the number of parameters, padded to a power of two.
 
     References

@@ -72,7 +72,7 @@ class SparseSketch(Sketch):
 
     Parameters
     ----------
-    n_components, eps, debias, random_state
+    n_components, eps, debias, store, random_state
         See `GaussianSketch`. "auto" draws the sketch anew at every doubling.
     n_nonzeros : int, default=4
         Non-zero entries of a column. With fewer than 4 debiased answers come out too small where
@@ -90,9 +90,18 @@ class SparseSketch(Sketch):
     }
 
     def __init__(
-        self, n_components="auto", *, n_nonzeros=4, eps=0.1, debias=True, random_state=None
+        self,
+        n_components="auto",
+        *,
+        n_nonzeros=4,
+        eps=0.1,
+        debias=True,
+        store=None,
+        random_state=None,
     ):
-        super().__init__(n_components, eps=eps, debias=debias, random_state=random_state)
+        super().__init__(
+            n_components, eps=eps, debias=debias, store=store, random_state=random_state
+        )
         self.n_nonzeros = n_nonzeros
 
     def _projection(self, n_components, n_features, seed):

@@ -126,27 +126,29 @@ class SketchedSpectrum:
         schwarzian = max(0.0, third / first - 1.5 * (second / first) ** 2)
         return math.sqrt(schwarzian / 3.0) / (self.ridge(sketched_ridge) * first)
 
+    def scatter(self, sketched_ridge):
+        """Return the ``1 / (m - d_2)`` of the error's variance; infinite for too few components."""
+        _, second = self.dimensions(sketched_ridge)
+        return self._scatter(self.n_components, second)
 
-def largest_error(first, second, n_components):
-    """Return what the largest error of a sketch stays below with probability .95.
+    @staticmethod
+    def _scatter(n_components, second):
+        return 1.0 / (n_components - second) if n_components > second else math.inf
 
-    Parameters
-    ----------
-    first, second : float
-        ``d_1`` and ``d_2``.
-    n_components : int
-        ``m``.
+    def error(self, sketched_ridge):
+        """Return what the largest error stays below with probability .95, in the module's units."""
+        first, second = self.dimensions(sketched_ridge)
+        return (math.sqrt(first - second) + _TAIL) * math.sqrt(self.scatter(sketched_ridge))
 
-    Returns
-    -------
-    float
-        In the units of this module.
-    """
-    if n_components <= second:
-        return math.inf
-    return (math.sqrt(first - second) + _TAIL) / math.sqrt(n_components - second)
-
-
-def components_for(error, first, second):
-    """Return the number of components with which `largest_error` is ``error``."""
-    return math.ceil(second + ((math.sqrt(first - second) + _TAIL) / error) ** 2)
+    def components_for(self, error, sketched_ridge):
+        """Return how many components have an `error` that is no larger than a given one."""
+        first, second = self.dimensions(sketched_ridge)
+        wanted = (error / (math.sqrt(first - second) + _TAIL)) ** 2
+        low, high = 1, 2
+        while self._scatter(high, second) > wanted:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            enough = self._scatter(middle, second) <= wanted
+            low, high = (low, middle) if enough else (middle, high)
+        return high
