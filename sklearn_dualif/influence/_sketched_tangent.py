@@ -244,10 +244,12 @@ class SketchedTangent:
 
     def _extrapolated(self):
         """Return the effective dimension, continued from the ridges that the sketch can tell."""
-        if self.ridge == 0.0 or self.spectrum.least_ridge == 0.0:
+        if self.ridge == 0.0:
             return float(self.exact_rank)
-        known = 2.0 * self.spectrum.least_ridge
-        first, second = self.spectrum.dimensions(self.spectrum.sketched_ridge(known))
+        spectrum, known = self.spectrum, max(self.ridge, 2.0 * self.spectrum.least_ridge)
+        while (sketched := spectrum.sketched_ridge(known)) is None:
+            known *= 2.0
+        first, second = spectrum.dimensions(sketched)
         growth = (known / self.ridge) ** ((first - second) / first)
         return float(min(first * growth, self.exact_rank))
 
