@@ -88,3 +88,15 @@ def test_helpful_harmful_images(run, tmp_path, capsys):
     info = said["model"].solver_info_
     assert info["relative_error"] < 1e-3
     assert "helpful_harmful_images.png" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_how_large_a_sketch(run, tmp_path, capsys):
+    said = run("plot_how_large_a_sketch")
+    assert (tmp_path / "how_large_a_sketch.png").stat().st_size > 10_000
+    enough = said["ratio"] > 1.5
+    np.testing.assert_allclose(np.array(said["means"]["debiased"])[enough], 1.0, atol=0.03)
+    assert np.array(said["means"]["plain"])[enough].max() < 0.97
+    np.testing.assert_allclose(said["scatter"], said["predicted"], rtol=0.25)
+    assert said["auto"].sketch_info_["n_components"] is None
+    assert "n_components: None" in capsys.readouterr().out

@@ -150,7 +150,7 @@ class SketchedTangent:
             "X": digest(self.features.inputs),
             "sketch": f"{type(sketch).__name__}({shown})",
             "seed": str(self._seed),
-            "version of numpy": np.__version__,
+            "random numbers": f"numpy {np.__version__}, torch {torch.__version__}",
         }
 
     def _search(self, for_effects):

@@ -59,7 +59,7 @@ class Projection(ABC):
         self.n_components = n_components
         self.n_features = n_features
         self.seed = seed
-        self._kept = {}
+        self._kept, self._buffer = {}, None
 
     @property
     def n_panels(self):
@@ -81,9 +81,14 @@ class Projection(ABC):
         if key in self._kept:
             return self._kept[key]
         panel = self._panel(index, first, like)
-        if self.n_components * self.n_features <= _KEPT_PANELS:
+        if self.keeps_panels:
             self._kept[key] = panel
         return panel
+
+    @property
+    def keeps_panels(self):
+        """Whether the whole matrix stays in memory; else a panel lasts until the next one."""
+        return self.n_components * self.n_features <= _KEPT_PANELS
 
     @abstractmethod
     def _panel(self, index, first, like):
@@ -122,7 +127,7 @@ class Projection(ABC):
         return result * self.scale
 
     def __getstate__(self):
-        return {**vars(self), "_kept": {}}
+        return {**vars(self), "_kept": {}, "_buffer": None}
 
     def __repr__(self):
         return (

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from ._base import Projection, Sketch
+from ._base import PANEL, Projection, Sketch
 
 _ROWS = 256
 
@@ -34,52 +34,63 @@ class DenseProjection(Projection):
     def _panel(self, index, first, like):
         start, stop = self.columns(index)
         width, last = stop - start, self.n_components
-        matrix = np.empty((last - first, width), dtype=np.float32)
-        blocks = range(first // _ROWS, -(-last // _ROWS))
+        matrix = self._room(last - first, width)
 
         def fill(block):
             top = block * _ROWS
             rows = slice(max(first, top), min(last, top + _ROWS))
-            tile = self._tile(self.generator(block, index), (_ROWS, width))
-            matrix[rows.start - first : rows.stop - first] = tile[
-                rows.start - top : rows.stop - top
-            ]
+            place = matrix[rows.start - first : rows.stop - first]
+            if len(place) == _ROWS:
+                self._draw(place, block, index)
+                return
+            tile = torch.empty(_ROWS, width)
+            self._draw(tile, block, index)
+            place.copy_(tile[rows.start - top : rows.stop - top])
 
+        blocks = range(first // _ROWS, -(-last // _ROWS))
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             list(pool.map(fill, blocks))
-        return DensePanel(torch.from_numpy(matrix).to(like))
+        return DensePanel(matrix.to(like))
 
-    @staticmethod
-    def _tile(generator, shape):
-        """Return entries of unit variance."""
+    def _room(self, rows, width):
+        """Return a matrix to fill: where panels are not kept, the same one again."""
+        if self.keeps_panels:
+            return torch.empty(rows, width)
+        if self._buffer is None or self._buffer.numel() < rows * PANEL:
+            self._buffer = torch.empty(rows * PANEL)
+        return self._buffer[: rows * width].view(rows, width)
+
+    def _draw(self, tile, *key):
+        """Fill a tile with entries of unit variance."""
         raise NotImplementedError
 
 
 class GaussianProjection(DenseProjection):
     """Standard normal entries."""
 
-    @staticmethod
-    def _tile(generator, shape):
-        return generator.standard_normal(shape, dtype=np.float32)
+    def _draw(self, tile, *key):
+        # Several times as fast as NumPy's.
+        generator = torch.Generator()
+        generator.manual_seed(int(self.generator(*key).bit_generator.random_raw() >> 1))
+        tile.normal_(generator=generator)
 
 
 class RademacherProjection(DenseProjection):
     """Random signs."""
 
-    @staticmethod
-    def _tile(generator, shape):
-        size = shape[0] * shape[1]
-        words = generator.bit_generator.random_raw(-(-size // 64))
-        bits = np.unpackbits(words.astype("<u8").view(np.uint8), count=size)
-        return (2 * bits.view(np.int8) - 1).reshape(shape)
+    def _draw(self, tile, *key):
+        words = self.generator(*key).bit_generator.random_raw(-(-tile.numel() // 64))
+        bits = np.unpackbits(words.astype("<u8", copy=False).view(np.uint8), count=tile.numel())
+        tile.copy_(torch.from_numpy(bits).view_as(tile))
+        tile.mul_(2.0).sub_(1.0)
 
 
 class GaussianSketch(Sketch):
     r"""Projection with independent normal entries of variance ``1 / n_components``.
 
     The one whose theory is exact: debiased answers are unbiased and their stated error holds. The
-    numbers take longest to draw; `RademacherSketch` behaves alike and draws them in a sixtieth of
-    the time.
+    numbers take longest to draw; `RademacherSketch` behaves alike and draws them several times as
+    fast.
 
     Parameters
     ----------
@@ -107,8 +118,8 @@ class GaussianSketch(Sketch):
 
     References
     ----------
-    .. [1] Hu, Hu, Ma and Zhao, "A Unified Theory of Random Projection for Influence Functions",
-       arXiv:2602.10449, 2026.
+    .. [1] P. Hu, Y. Hu, J. W. Ma and H. Zhao, "A Unified Theory of Random Projection for Influence
+       Functions", arXiv:2602.10449, 2026.
 
     Examples
     --------

@@ -125,7 +125,7 @@ class SketchStore:
         for name, value in self._made_of.items():
             if found.get(name) != value:
                 raise SketchStoreError(
-                    f"store={str(self.path)!r} was made with another {name} ({found.get(name)} "
+                    f"store={str(self.path)!r} was made with other {name} ({found.get(name)} "
                     f"there, {value} here), and its rows are not those that are asked for. Give "
                     "another folder, or remove_store() this one."
                 )
