@@ -89,7 +89,7 @@ def naive_dual(module, train, test, block=100):
     rows = NaiveDual(module, train)
     blocks = [range(start, min(n, start + block)) for start in range(0, n, block)]
     kernel = torch.zeros(n * classes, n * classes)
-    queries = _loss_gradients(module, test)
+    queries = loss_gradients(module, test)
     across = torch.empty(n * classes, len(queries))
     for i, mine in enumerate(blocks):
         left = rows.root_rows(mine)
@@ -119,7 +119,8 @@ def naive_dual_seconds(module, train, block=20):
     return taken * blocks * (blocks + 1) / 2
 
 
-def _loss_gradients(module, rows):
+def loss_gradients(module, rows):
+    """Return the gradient (n, d) of each row's loss by all parameters, in their order."""
     parameters = {name: value.detach() for name, value in module.named_parameters()}
 
     def loss(parameters, x, y):
@@ -190,6 +191,20 @@ def dattri_trak(module, train, test, dimension=512):
     )
     attributor.cache(loader(train, 32))
     return attributor.attribute(loader(test, 32)).detach().numpy().T
+
+
+def dattri_projection(kind, d, m):
+    """Return a function that projects gradients (n, d): dattri's projection for processors."""
+    from dattri.func.projection import random_project
+
+    return random_project(
+        torch.empty(1, d),
+        feature_batch_size=1,
+        proj_dim=m,
+        proj_max_batch_size=32,  # only read on GPUs
+        proj_type=kind,
+        device="cpu",
+    )
 
 
 # kronfluence --------------------------------------------------------------------------------------
@@ -281,6 +296,15 @@ def traker(module, train, test, dimension=512):
         for batch in loader(test, 128):
             run.score(batch, num_samples=len(batch[1]))
         return np.array(run.finalize_scores("scores")).T
+
+
+def traker_projection(kind, d, m):
+    """Return a function that projects gradients (n, d): traker's projection for processors."""
+    from trak.projectors import BasicProjector
+
+    projector = BasicProjector(d, m, seed=0, proj_type=kind, device="cpu")
+    # Its entries have unit variance.
+    return lambda gradients: projector.project(gradients, model_id=0) * m**-0.5
 
 
 # captum -------------------------------------------------------------------------------------------

