@@ -45,7 +45,6 @@ from sklearn_dualif.sketching import (
     RademacherSketch,
     SketchedSpectrum,
     SparseSketch,
-    largest_error,
 )
 
 SKETCHES = {
@@ -482,7 +481,7 @@ def trial(gradients, ridge, projection, debias):
     else:
         seen = math.sqrt(spectrum.ridge(sketched) / ridge)
         bias = (seen - 1) / (seen + 1)
-        stated = bias + largest_error(*spectrum.dimensions(sketched), m)
+        stated = bias + spectrum.error(sketched)
     gram[np.diag_indices(m)] += sketched
     half = solve_triangular(cholesky(gram, lower=True), rows.T, lower=True)
     shares = gradients.squares / (gradients.squares + ridge)
