@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -45,6 +46,7 @@ from sklearn_dualif.exceptions import (
     MemoryLimitError,
     UnsupportedOptionError,
 )
+from sklearn_dualif.metrics import removal_fidelity
 from sklearn_dualif.sketching import (
     FactorizedSketch,
     FactorizedSpectrum,
@@ -707,6 +709,22 @@ def test_parameters_are_searched(sketch):
     copied = clone(influence)
     assert copied.sketch is not influence.sketch
     assert copied.get_params()["sketch__n_components"] == 16
+
+
+def test_sizes_are_chosen_by_fidelity_to_refits():
+    influence = InfluenceEstimator(
+        Ridge(0.01), objective="prediction", sketch=GaussianSketch(16, random_state=0)
+    )
+    search = GridSearchCV(
+        influence,
+        {"sketch__n_components": [16, 4000]},
+        scoring=partial(removal_fidelity, random_state=0),
+        cv=3,
+    )
+    search.fit(X_DIABETES, Y_DIABETES)
+    small, large = search.cv_results_["mean_test_score"]
+    assert search.best_params_ == {"sketch__n_components": 4000}
+    assert large > small
 
 
 def test_fitted_estimators_are_pickled(digits):
