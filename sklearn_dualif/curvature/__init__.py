@@ -4,6 +4,7 @@ from ._base import Curvature, LeaveOneOut
 from ._dual import DualCurvature
 from ._kernel_dual import KernelDual
 from ._primal import PrimalCurvature
+from ._row_jacobians import RowJacobians
 from ._tangent import NystromCurvature, TangentCurvature
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "LeaveOneOut",
     "NystromCurvature",
     "PrimalCurvature",
+    "RowJacobians",
     "TangentCurvature",
 ]

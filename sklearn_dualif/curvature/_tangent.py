@@ -13,14 +13,12 @@ import torch
 from sklearn.utils import gen_batches
 
 from ..linalg import append_rows, column_gram, whiten_ridge, whiten_triangle
-from ._base import LeaveOneOut, span
+from ._base import span
 from ._primal import PrimalCurvature
-
-_BLOCK_DOUBLES = 2**23
-_ROW_DOUBLES = 2**25
+from ._row_jacobians import RowJacobians
 
 
-class TangentCurvature(PrimalCurvature):
+class TangentCurvature(RowJacobians, PrimalCurvature):
     """``H^+ = T T^T`` of rows with explicit Jacobians (n, C, P).
 
     Parameters
@@ -30,11 +28,6 @@ class TangentCurvature(PrimalCurvature):
     layout, free, expansion, ridge, shiftable
         See `Curvature`; ``free`` only says how many free parameters there are.
     """
-
-    @property
-    def name(self):
-        """How the coordinates were chosen."""
-        return self.features.name
 
     def _factorize(self):
         ridge = float(self.ridge[0])
@@ -107,27 +100,8 @@ class TangentCurvature(PrimalCurvature):
         """Return ``S^T`` times values (b, C, m) of rows."""
         return self.expansion.root[0, rows].mT.to(values) @ values
 
-    @property
-    def width(self):
-        return self.features.shape[1]
-
-    @property
-    def map_rows(self):
-        return self.n_free + self.width
-
-    @property
-    def n_rows(self):
-        return self.features.shape[0]
-
-    def weights_of(self, state):
-        return state[:, self.n_free :].unsqueeze(2)
-
     def design(self, features):
         return features.values if features is self.features else self.features.design(features)
-
-    def design_of(self, heads):
-        """Return the Jacobians (t, h, P) of heads; see `outputs`."""
-        return self.features.design_of(heads)
 
     def row_design(self, rows):
         return self.features.values[rows]
@@ -148,29 +122,6 @@ class TangentCurvature(PrimalCurvature):
         if lowered is not None:
             return lowered.solve(gradients)
         return super().solve(gradients, shift)
-
-    def first_order_removals(self):
-        """Return a `LeaveOneOut` with no more than first-order states take."""
-        degenerate = torch.zeros(self.n_rows, dtype=torch.bool)
-        return LeaveOneOut(self.expansion.gradient, None, None, degenerate, None)
-
-    def first_order_changes(self, design, rest=None):
-        """Yield (rows, changes (t, b)) of one head of each query under first-order removals.
-
-        Solves for the queries, where `removal_states` does for the rows. ``rest`` is what the
-        coordinates leave out of their kernel, see `NystromCurvature.residual`.
-        """
-        coefficients = self.expansion.gradient
-        covector = design[:, 0] if rest is None else design[:, 0] - rest[1][:, 0] / self.ridge
-        solved = self.solve(covector.double().cpu().T[None])[0].T
-        for rows in torch.arange(self.n_rows).split(self.columns_per_block()):
-            gradients = self.row_gradients(rows, coefficients[:, rows])
-            if self.shares is not None:
-                gradients = gradients + self._pull(self.shares[rows])
-            changes = solved @ gradients[0]
-            if rest is not None:
-                changes += self._own_residual(rest[0], rows, coefficients)[:, 0] / self.ridge
-            yield rows, changes
 
     def whitened_rows(self, rows):
         values = self.row_design(rows)
@@ -229,23 +180,6 @@ class TangentCurvature(PrimalCurvature):
         if share:
             kept -= share * torch.diag(self.inverse_spectrum[0])
         return kept[None]
-
-    def own_outputs(self, rows, states):
-        values = self.row_design(rows)
-        return torch.einsum("bcp,pb->bc", values, states[0].to(values)).double().cpu()[None]
-
-    def outputs(self, design, state):
-        flat = design.flatten(0, 1)
-        return (flat @ state[0].to(flat)).double().cpu().view(1, *design.shape[:2], -1)
-
-    def output_changes(self, design, state):
-        return self.outputs(design, state)[0].transpose(1, 2)
-
-    def _rows_per_block(self):
-        return max(1, min(self.n_rows, _ROW_DOUBLES // (self.map_rows * self.layout.n_outputs)))
-
-    def columns_per_block(self):
-        return max(1, min(self.n_rows, _BLOCK_DOUBLES // self.map_rows))
 
 
 class NystromCurvature(TangentCurvature):
@@ -328,6 +262,14 @@ class NystromCurvature(TangentCurvature):
         if self.shares is not None:
             ridge = ridge - self.shares[rows]
         return (change - moved) / ridge
+
+    def first_order_changes(self, design, rest):
+        """Yield (rows, changes (t, b)) as `RowJacobians` does, with what `residual` adds."""
+        kernel, folded = rest
+        coefficients = self.expansion.gradient
+        for rows, changes in super().first_order_changes(design - folded / self.ridge):
+            own = self._own_residual(kernel, rows, coefficients)[:, 0]
+            yield rows, changes + own / self.ridge
 
     def _own_residual(self, kernel, rows, coefficients):
         """Return the kernel (t, h, n, q) times the sources of rows themselves, (t, h, b)."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from sklearn.utils import gen_batches
 
-from ..curvature import KernelDual, NystromCurvature, TangentCurvature
+from ..curvature import KernelDual, NystromCurvature, RowJacobians, TangentCurvature
 from ..exceptions import (
     InfluenceWarning,
     MemoryLimitError,
@@ -302,7 +302,7 @@ class NetworkEngine(InfluenceEngine):
         return False
 
     def _removals(self, order):
-        if isinstance(self.curvature, TangentCurvature):
+        if isinstance(self.curvature, RowJacobians):
             return self._first_removals if order == "first" else self._newton_removals
         return super()._removals(order)
 
@@ -371,7 +371,7 @@ class NetworkEngine(InfluenceEngine):
         """Yield (rows, changes (t, b, h)) of heads (t, h) under single removals."""
         curvature = self._curvature_for(order)
         design = curvature.design_of(heads)
-        if order == "first" and isinstance(curvature, TangentCurvature):
+        if order == "first" and isinstance(curvature, RowJacobians):
             for rows, effects in curvature.first_order_changes(design):
                 yield rows, effects.unsqueeze(-1)
             return
