@@ -63,6 +63,7 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
         memory_limit,
         damping,
         fisher=influence.curvature == "empirical_fisher",
+        kfac=influence.curvature == "kfac",
         tol=influence.tol,
         random_state=influence.random_state,
         sketch=influence.sketch,
@@ -163,6 +164,11 @@ def _network_options(influence, model):
     options = {name: getattr(influence, name) for name in ("parameters", "dtype", "device")}
     if isinstance(model, NetworkModel):
         return options
+    if influence.curvature == "kfac":
+        raise UnsupportedOptionError(
+            "curvature='kfac' is for networks, whose layers it takes one by one; for "
+            f"{type(model.estimator).__name__} use curvature='gauss_newton', which is exact."
+        )
     for name, default in (("parameters", None), ("dtype", "float64"), ("device", None)):
         if options[name] != default:
             raise UnsupportedOptionError(

@@ -4,7 +4,7 @@ import numbers
 
 import numpy as np
 
-CURVATURES = ("gauss_newton", "empirical_fisher")
+CURVATURES = ("gauss_newton", "empirical_fisher", "kfac")
 
 
 def check_positions(indices, n_rows, *, keep_some=True):
@@ -74,7 +74,7 @@ def check_known_options(estimator):
     if estimator.curvature not in CURVATURES:
         raise ValueError(
             f"curvature={estimator.curvature!r} is not available in this version; choose "
-            "curvature='gauss_newton' or 'empirical_fisher'."
+            "curvature='gauss_newton', 'empirical_fisher' or 'kfac'."
         )
     if estimator.sketch is not None:
         from .sketching import Sketch
@@ -90,12 +90,28 @@ def check_known_options(estimator):
                 "solver='iterative' keeps as much of the exact kernel as tol asks for, and needs "
                 "no sketch. Use sketch=None with it, or solver='auto' with the sketch."
             )
+    if estimator.curvature == "kfac":
+        _check_goes_with_kfac(estimator)
     if not isinstance(estimator.dtype, str) or estimator.dtype not in ("float64", "float32"):
         raise ValueError(f"dtype={estimator.dtype!r} is not known. Choose 'float64' or 'float32'.")
     if estimator.solver not in ("auto", "primal", "dual", "iterative"):
         raise ValueError(
             f"solver={estimator.solver!r} is not known; choose 'auto', 'primal', 'dual' or "
             "'iterative'."
+        )
+
+
+def _check_goes_with_kfac(estimator):
+    """Raise for options of exact forms and of sketches, neither of which kfac is."""
+    if estimator.solver in ("dual", "iterative"):
+        raise ValueError(
+            f"solver={estimator.solver!r} works on the kernel of the rows, and curvature='kfac' on "
+            "the parameters of each layer. Use solver='auto' with it, or curvature='gauss_newton'."
+        )
+    if estimator.sketch is not None:
+        raise ValueError(
+            f"sketch={estimator.sketch!r} stands for the Gauss-Newton matrix, and curvature='kfac' "
+            "replaces it. Use sketch=None with it, or curvature='gauss_newton'."
         )
 
 

@@ -3,6 +3,7 @@
 from ._base import Curvature, LeaveOneOut
 from ._dual import DualCurvature
 from ._kernel_dual import KernelDual
+from ._kronecker import KroneckerCurvature
 from ._primal import PrimalCurvature
 from ._row_jacobians import RowJacobians
 from ._tangent import NystromCurvature, TangentCurvature
@@ -11,6 +12,7 @@ __all__ = [
     "Curvature",
     "DualCurvature",
     "KernelDual",
+    "KroneckerCurvature",
     "LeaveOneOut",
     "NystromCurvature",
     "PrimalCurvature",

@@ -129,11 +129,22 @@ class NetworkProblem(TrainingProblem):
 
 
 def build_network_problem(
-    model, X, y, sample_weight, solver, accuracy, damping=None, *, fisher=False, sketched=None
+    model,
+    X,
+    y,
+    sample_weight,
+    solver,
+    accuracy,
+    damping=None,
+    *,
+    fisher=False,
+    sketched=None,
+    approximate=None,
 ):
     """Return the `NetworkProblem` of a prepared network on rows; see `build_problem`.
 
-    ``sketched(problem, damping)`` returns both in the coordinates of a sketch.
+    ``sketched(problem, damping)`` returns both in the coordinates of a sketch. ``approximate`` is
+    a kind of problem that has a form of its own instead of the exact ones.
     """
     features = model.features(X)
     if sketched is not None:
@@ -153,14 +164,19 @@ def build_network_problem(
     _warn_if_loose(model, float(ridge[0]) if damping is None else damping, eigenvalue)
     damping = None if damping is None else torch.full_like(ridge, damping)
     forms = _Forms(model, features, root.shape[2], accuracy.memory_limit)
-    problem = NetworkProblem(
+    form = None
+    if approximate is not None:
+        form = "primal"
+    elif sketched is None:
+        form = forms.chosen(solver)
+    problem = (approximate or NetworkProblem)(
         model=model,
         features=features,
         y=targets,
         weights=weights,
         ridge=ridge,
         shares=shares,
-        form=forms.chosen(solver) if sketched is None else None,
+        form=form,
         fisher=fisher,
         centered=centered,
         accuracy=accuracy._replace(ridge=ridge if damping is None else damping),
@@ -357,10 +373,14 @@ class NetworkEngine(InfluenceEngine):
             z = self.model.outputs(part)
             targets = None if y is None else y[queries]
             root = objective.gradient(z, targets).unsqueeze(-1) if linear else None
-            for rows, dz in self._head_changes(part.heads(root), order):
+            for rows, dz in self._head_changes(self._query_heads(part, root), order):
                 columns = slice(int(rows[0]), int(rows[-1]) + 1)
                 effects = dz[..., 0] if linear else self._evaluated(objective, z, dz, targets)
                 yield queries, columns, effects
+
+    def _query_heads(self, features, root):
+        """Return the derivatives of combinations of query rows' outputs."""
+        return features.heads(root)
 
     @property
     def _design_width(self):

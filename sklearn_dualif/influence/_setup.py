@@ -11,6 +11,7 @@ from ..curvature import DualCurvature, PrimalCurvature
 from ..exceptions import MemoryLimitError, UnsupportedOptionError
 from ..models import LinearModel, LinearNetworkModel, NetworkModel
 from ._engine import InfluenceEngine
+from ._kronecker import KroneckerEngine, KroneckerProblem
 from ._low_rank_engine import LowRankEngine
 from ._network import Accuracy, NetworkEngine, NetworkProblem, build_network_problem
 from ._problem import TrainingProblem
@@ -38,6 +39,7 @@ def build_problem(
     random_state=None,
     sketch=None,
     report=None,
+    kfac=False,
 ):
     """Return the `TrainingProblem` of a fitted model on rows, in the cheaper form that fits.
 
@@ -65,6 +67,8 @@ def build_problem(
         Random projection of the features.
     report : callable or None
         Called with a line on how far the writing of its store is.
+    kfac : bool
+        Whether the curvature of a network is taken layer by layer.
     """
     network = isinstance(model, NetworkModel)
     sketch_info = None
@@ -80,6 +84,7 @@ def build_problem(
             damping,
             fisher=fisher,
             sketched=None if sketch is None else partial(sketched_problem, sketch, solver, report),
+            approximate=KroneckerProblem if kfac else None,
         )
         if network or isinstance(problem, SketchedProblem):
             return problem, new_damping
@@ -112,6 +117,8 @@ def build_engine(problem, damping, *, order, batch_size, frozen):
     engine = InfluenceEngine
     if isinstance(problem, SketchedProblem):
         engine = SketchedEngine
+    elif isinstance(problem, KroneckerProblem):
+        engine = KroneckerEngine
     elif isinstance(problem, NetworkProblem):
         engine = LowRankEngine if problem.form == "iterative" else NetworkEngine
     return engine(problem, damping=damping, order=order, batch_size=batch_size, frozen=frozen)

@@ -2,6 +2,7 @@
 
 from ._basis import KernelBasis, NystromDesign, ParameterBasis, SketchBasis, TangentDesign
 from ._features import KernelFeatures, LinearFeatures, as_tensor
+from ._kronecker import KroneckerBasis, KroneckerDesign
 from ._linear_network import LinearNetwork
 from ._network import Network
 from ._tangent import Heads, TangentFeatures
@@ -10,6 +11,8 @@ __all__ = [
     "Heads",
     "KernelBasis",
     "KernelFeatures",
+    "KroneckerBasis",
+    "KroneckerDesign",
     "LinearFeatures",
     "LinearNetwork",
     "Network",

@@ -50,6 +50,10 @@ class DenseBlock:
         """Return blocks of the same derivatives in the form in which kernels cost least."""
         return [self]
 
+    def explicit(self):
+        """Return explicit blocks of the same derivatives."""
+        return [self]
+
     def take(self, rows):
         """Return the block of some rows."""
         return DenseBlock(self.values[rows], self.target)
@@ -157,9 +161,23 @@ class WeightBlock:
 
     def prepared(self):
         """Return explicit derivatives where those make kernels cheaper than the positions do."""
-        if self.contracted:
-            return [self]
+        return [self] if self.contracted else self.explicit()
+
+    def explicit(self):
+        """Return explicit blocks of the same derivatives."""
         return [DenseBlock(*part) for part in self._explicit()]
+
+    def rotated(self, inputs, outputs):
+        """Return the derivatives by the coordinates ``outputs^T W inputs`` of the weight matrix.
+
+        The bias is the last column of W, and the last column of the coordinates in its place.
+        """
+        return WeightBlock(
+            self.inputs @ inputs.to(self.inputs),
+            self.sensitivities @ outputs.to(self.sensitivities),
+            self.weight,
+            self.bias,
+        )
 
     def cheaper_contracted(self):
         """Tell whether contracting positions costs less than explicit derivatives."""
@@ -255,9 +273,9 @@ class WeightBlock:
         combined = combined.view(n, -1, positions, width).transpose(1, 2)
         combined = combined.reshape(n * positions, -1)
         total = combined.T @ self._dense_inputs().flatten(0, 1)
-        self._add_parts(result, total.view(-1, width, total.shape[1]))
+        self.add_parts(result, total.view(-1, width, total.shape[1]))
 
-    def _add_parts(self, result, totals):
+    def add_parts(self, result, totals):
         """Add gradients (m, o, i) by the weight, and by the bias in the last column."""
         if self.weight is not None:
             wide = (self.weight.stop - self.weight.start) // totals.shape[1]
@@ -268,14 +286,14 @@ class WeightBlock:
     def add_pushed(self, result, direction):
         """Add ``J v`` for directions (d, m) to ``result`` (n, h, m)."""
         n, h, positions, width = self.sensitivities.shape
-        matrices = self._matrices(direction.to(self.sensitivities), width)
+        matrices = self.matrices(direction.to(self.sensitivities), width)
         moved = self._dense_inputs().flatten(0, 1) @ matrices.flatten(0, 1).T
         moved = (
             moved.view(n, positions, -1, width).transpose(1, 2).reshape(n, -1, positions * width)
         )
         result += self.sensitivities.reshape(n, h, positions * width) @ moved.mT
 
-    def _matrices(self, direction, width):
+    def matrices(self, direction, width):
         """Return directions (d, m) as matrices (m, o, i), the bias in the last column."""
         parts = []
         if self.weight is not None:
@@ -460,8 +478,8 @@ class LookupBlock(WeightBlock):
         flat = result.transpose(1, 2).flatten(2)
         return flat[..., own.start - first * width : own.stop - first * width]
 
-    def _add_parts(self, result, totals):
+    def add_parts(self, result, totals):
         result[self.weight] += totals.mT.flatten(1).T
 
-    def _matrices(self, direction, width):
+    def matrices(self, direction, width):
         return direction[self.weight].T.reshape(direction.shape[1], -1, width).mT

@@ -206,16 +206,20 @@ class TangentFeatures:
         """Return the features of some rows."""
         return TangentFeatures(self.network, self.inputs[rows])
 
-    def heads(self, root=None):
-        """Return the derivatives of the outputs, or of ``root^T z`` for root (n, C, q)."""
+    def heads(self, root=None, *, prepared=True):
+        """Return the derivatives of the outputs, or of ``root^T z`` for root (n, C, q).
+
+        ``prepared`` for kernels, which may take a layer's factors apart.
+        """
         batches = []
         for rows in gen_batches(len(self.inputs), self.batch_rows):
             penalized, free = self.network.derivatives(self.inputs[rows])
             if root is not None:
                 penalized = [block.mixed(root[rows]) for block in penalized]
                 free = [block.mixed(root[rows]) for block in free]
-            prepared = [part for block in penalized for part in block.prepared()]
-            batches.append((prepared, free))
+            if prepared:
+                penalized = [part for block in penalized for part in block.prepared()]
+            batches.append((penalized, free))
         joined = [
             [type(parts[0]).concatenated(parts) for parts in zip(*lists, strict=True)]
             for lists in zip(*batches, strict=True)
