@@ -309,7 +309,7 @@ def test_ridge_of_zero_where_the_model_has_none():
     ("name", "value", "remedy"),
     [
         ("curvature", "identity", "curvature='gauss_newton'"),
-        ("curvature", "kfac", "curvature='gauss_newton'"),
+        ("curvature", "ekfac", "'kfac'"),
     ],
 )
 def test_options_of_later_versions(name, value, remedy):

@@ -2,10 +2,10 @@
 
 import torch
 
-from ..linalg import symmetric_pseudo_inverse
-from ._base import DEGENERATE, LeaveOneOut, _apply, _sandwich, _trace, complement_inverse
+from ._base import DEGENERATE, LeaveOneOut, _apply, complement_inverse
 from ._row_jacobians import RowJacobians
 
+_BLOCK_DOUBLES = 2**23
 _NEGLIGIBLE = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
@@ -62,45 +62,44 @@ class KroneckerCurvature(RowJacobians):
     """
 
     def _factorize(self):
+        design, f = self.features, self.n_free
         total = torch.zeros(self.map_rows, dtype=torch.float64)
         for rows in torch.arange(self.n_rows).split(self._rows_per_block()):
-            total += self._squares(self.features.rows(rows, self.expansion.root[0, rows])).sum(0)
+            mixed = design.heads(rows).mixed(self.expansion.root[0, rows])
+            total += design.squares(mixed).double().sum(0).cpu()
         self.eigenvalues = total
         self._penalized = torch.ones(self.map_rows, dtype=torch.float64)
-        self._penalized[: self.n_free] = 0.0
-        tolerance = _NEGLIGIBLE[self.features.basis.network.dtype]
+        self._penalized[:f] = 0.0
         # What is below counts as zero; with a ridge, penalised coordinates cannot vanish.
-        self._floor = tolerance * total.amax() * self._penalized
-        if float(self.ridge[0]) > 0:
-            self._floor.zero_()
-        if self.n_free:
-            self._floor[: self.n_free] = tolerance * total[: self.n_free].amax()
-        dense = [
-            slice(self.n_free + target.start, self.n_free + target.stop)
-            for target in self.features.basis.dense
-        ]
-        self._dense = [slice(0, self.n_free), *dense] if self.n_free else dense
-
-    @staticmethod
-    def _squares(values):
-        """Return the sums over heads of squares (b, P) of values (b, q, P)."""
-        return (values.double() ** 2).sum(1).cpu()
+        tolerance = _NEGLIGIBLE[design.basis.network.dtype]
+        self._floor = torch.zeros(self.map_rows, dtype=torch.float64)
+        if float(self.ridge[0]) == 0:
+            self._floor[f:] = tolerance * total[f:].amax()
+        if f:
+            self._floor[:f] = tolerance * total[:f].amax()
 
     def design(self, features):
         return self.features.design(features)
 
     def row_design(self, rows):
-        return self.features.rows(rows)
+        return self.features.jacobian(self.features.heads(rows))
 
     def row_gradients(self, rows, output_gradients):
-        heads = output_gradients[0].unsqueeze(-1)
-        return self.features.rows(rows, heads)[:, 0].T.double().cpu()[None]
+        return self._gradients(self.features.heads(rows), output_gradients).T[None]
+
+    def _gradients(self, heads, output_gradients):
+        """Return J_i^T u_i of each row, (b, P); u (1, b, C)."""
+        combined = heads.mixed(output_gradients[0].unsqueeze(-1))
+        return self.features.jacobian(combined)[:, 0].double().cpu()
 
     def sum_gradients(self, output_gradients):
-        total = 0.0
+        total = torch.zeros(1, self.map_rows, output_gradients.shape[3], dtype=torch.float64)
         for rows in torch.arange(self.n_rows).split(self._rows_per_block()):
-            total = total + self.features.rows(rows, output_gradients[0, rows]).double().sum(0).T
-        return total.cpu()[None]
+            heads, weights = self.features.heads(rows), output_gradients[0, rows]
+            total[0, self.n_free :] += heads.pull(weights).double().cpu()
+            free = heads.free_jacobian.flatten(0, 1).double().cpu()
+            total[0, : self.n_free] += free.T @ weights.flatten(0, 1)
+        return total
 
     def dual_vector(self, gradient):
         return gradient
@@ -117,31 +116,25 @@ class KroneckerCurvature(RowJacobians):
         return gradients * inverse.reshape(-1, self.map_rows).T
 
     def row_quadratics(self, rows, shift=None):
-        return self._quadratics(self.row_design(rows), shift)
-
-    def _quadratics(self, values, shift=None):
-        shift = 0.0 if shift is None else shift.reshape(-1, 1)
+        values, shift = self.row_design(rows), 0.0 if shift is None else shift.reshape(-1, 1)
         inverse = _inverse(self._values(shift), self._floor).to(values)
         return ((values * inverse.unsqueeze(-2)) @ values.mT).double().cpu()[None]
 
-    def _states(self, rows, values):
-        """Return Newton's states (1, P, b) of single removals, and which rows fix a direction.
-
-        ``values`` are the Jacobians (b, C, P) of the rows.
-        """
-        gradient = self.expansion.gradient[0, rows].to(values)
-        gradient = torch.einsum("bcp,bc->bp", values, gradient).double().cpu()
+    def _states(self, rows, heads):
+        """Return Newton's states (1, P, b) of single removals, and which rows fix a direction."""
+        gradient = self._gradients(heads, self.expansion.gradient[:, rows])
         shift = 0.0
         if self.shares is not None:
             shift = self.shares[rows].unsqueeze(-1)
             gradient = gradient + shift * (self._penalized * self.parameters[0, :, 0])
-        mixed = self.expansion.root[0, rows].mT.to(values) @ values
+        mixed = heads.mixed(self.expansion.root[0, rows])
         before = self._values(shift).expand_as(gradient)
-        kept = before - self._squares(mixed)
+        kept = before - self.features.squares(mixed).double().cpu()
         states = gradient * _inverse(kept, self._floor + DEGENERATE * before)
         degenerate = torch.zeros(len(rows), dtype=torch.bool)
-        for part in self._dense:
-            own = mixed[..., part].double().cpu()
+        values = self.features.dense_values(mixed)
+        for part, own in zip(self.features.dense, values, strict=True):
+            own = own.double().cpu()
             states[:, part], null = self._left_out(part, before[:, part], own, gradient[:, part])
             degenerate |= null
         return states.T[None], degenerate
@@ -160,14 +153,14 @@ class KroneckerCurvature(RowJacobians):
         solved = solved + _apply(scaled.mT, seen)
         for row in torch.nonzero(null)[:, 0].tolist():
             matrix = torch.diag(before[row]) - own[row].T @ own[row]
-            solved[row] = symmetric_pseudo_inverse(matrix) @ gradient[row]
+            solved[row] = _pseudo_solve(matrix, gradient[row], self._floor[part])
         return solved, null
 
     def _changed(self, rows, gradient, changes, share):
         """Return the solution after rows changed their curvatures by ``changes`` (e, C, C)."""
         values = self._values(share)
         diagonal = values.clone()
-        matrices = [torch.diag(values[part]) for part in self._dense]
+        matrices = [torch.diag(values[part]) for part in self.features.dense]
         for chunk, change in zip(
             rows.split(self._rows_per_block()),
             changes.split(self._rows_per_block()),
@@ -176,13 +169,13 @@ class KroneckerCurvature(RowJacobians):
             own = self.row_design(chunk)
             moved = change.to(own) @ own
             diagonal += (own.double() * moved.double()).sum((0, 1)).cpu()
-            for part, matrix in zip(self._dense, matrices, strict=True):
+            for part, matrix in zip(self.features.dense, matrices, strict=True):
                 left, right = own[..., part].flatten(0, 1), moved[..., part].flatten(0, 1)
                 matrix += (left.T.double() @ right.double()).cpu()
         state = gradient * _inverse(diagonal, self._floor + DEGENERATE * values)[:, None]
-        for part, matrix in zip(self._dense, matrices, strict=True):
+        for part, matrix in zip(self.features.dense, matrices, strict=True):
             if float(self._floor[part].amax()) > 0:
-                solved = symmetric_pseudo_inverse(matrix) @ gradient[0, part]
+                solved = _pseudo_solve(matrix, gradient[0, part], self._floor[part])
             else:
                 solved = torch.linalg.solve(matrix, gradient[0, part])
             state[0, part] = solved
@@ -199,6 +192,9 @@ class KroneckerCurvature(RowJacobians):
             total += self.row_gradients(chunk, part).sum(-1, keepdim=True)
         return total
 
+    def _rows_per_block(self):
+        return max(1, min(self.n_rows, _BLOCK_DOUBLES // (self.map_rows * self.layout.n_outputs)))
+
     # Removals ----------------------------------------------------------------------------------
 
     def leave_one_out(self, *, first_order=False, measured=True):
@@ -213,23 +209,26 @@ class KroneckerCurvature(RowJacobians):
 
     def _measured(self, rows, first_order):
         """Return own output changes (b, C), leverages, singular rows and spreads, (b,) each."""
-        values = self.row_design(rows)
+        heads = self.features.heads(rows)
         if first_order:
             states = self.removal_states(rows, None, first_order=True)
             degenerate = torch.zeros(len(rows), dtype=torch.bool)
         else:
-            states, degenerate = self._states(rows, values)
+            states, degenerate = self._states(rows, heads)
+        values = self.features.jacobian(heads)
         own = torch.einsum("bcp,pb->bc", values, states[0].to(values)).double().cpu()
-        quadratics = self._quadratics(values)
-        gradient = self.expansion.gradient[:, rows]
-        leverage = _trace(_sandwich(self.expansion.root[:, rows], quadratics))[0]
-        spread = (_apply(quadratics, gradient) * gradient).sum((0, 2))
+        inverse = _inverse(self._values(), self._floor)
+        mixed = heads.mixed(self.expansion.root[0, rows])
+        leverage = self.features.squares(mixed).double().cpu() @ inverse
+        spread = self._gradients(heads, self.expansion.gradient[:, rows]) ** 2 @ inverse
         return own, leverage, degenerate, spread
 
     def removal_states(self, rows, leave_one_out, *, first_order=False):
         if not first_order:
             chunks = rows.split(self._rows_per_block())
-            return torch.cat([self._states(rows, self.row_design(rows))[0] for rows in chunks], 2)
+            return torch.cat(
+                [self._states(part, self.features.heads(part))[0] for part in chunks], 2
+            )
         gradients = self.row_gradients(rows, self.expansion.gradient[:, rows])
         if self.shares is not None:
             gradients = gradients + self._pull(self.shares[rows])
@@ -260,6 +259,12 @@ class KroneckerCurvature(RowJacobians):
         if curvature_change is None:
             return -self.solve(gradient)
         return -self._changed(rows, gradient, curvature_change[0], 0.0)
+
+
+def _pseudo_solve(matrix, columns, floor):
+    """Return ``matrix^+ columns`` of a symmetric matrix whose small eigenvalues are rounding."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * _inverse(values, floor)) @ (vectors.T @ columns)
 
 
 def _inverse(values, floor):

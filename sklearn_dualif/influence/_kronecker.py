@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+
 from ..curvature import KroneckerCurvature
 from ..exceptions import MemoryLimitError
 from ..kernels import KroneckerBasis, KroneckerDesign
@@ -55,6 +57,17 @@ class KroneckerEngine(NetworkEngine):
     @property
     def solver_info(self):
         return super().solver_info | self.problem.tangent.basis.counts()
+
+    def _stationarity(self):
+        problem, curvature = self.problem, self.curvature
+        start = problem.start[:, :, 0] * float(problem.model_ridge[0])
+        start[:, : curvature.n_free] = 0.0
+        norms, total = [], start
+        for rows in torch.arange(curvature.n_rows).split(curvature.columns_per_block()):
+            gradients = curvature.row_gradients(rows, problem.expansion.gradient[:, rows])
+            norms.append(torch.linalg.vector_norm(gradients[0], dim=0))
+            total = total + gradients.sum(-1)
+        return self._in_typical_rows(float(torch.linalg.vector_norm(total)), torch.cat(norms))
 
     def _query_heads(self, features, root):
         return features.heads(root, prepared=False)

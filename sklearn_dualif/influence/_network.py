@@ -156,7 +156,7 @@ def build_network_problem(
     z = model.outputs(features)
     expansion = model.expand(targets, z, weights)
     root = (empirical_fisher(expansion, weights) if fisher else expansion).root[0]
-    eigenvalue = _mean_eigenvalue(features, root)
+    eigenvalue = _mean_eigenvalue(features, root, keep=approximate is None)
     centered = float(ridge[0]) == 0.0 and not model.is_native
     if centered:
         ridge = torch.full_like(ridge, _own_damping(model, eigenvalue, damping))
@@ -189,9 +189,17 @@ def build_network_problem(
     return problem, damping
 
 
-def _mean_eigenvalue(features, root):
-    """Return the mean eigenvalue of the root-weighted kernel."""
-    blocks = root.mT @ features.own_kernel.double().cpu() @ root
+def _mean_eigenvalue(features, root, *, keep):
+    """Return the mean eigenvalue of the root-weighted kernel.
+
+    Exact forms need all rows' derivatives again; else not to ``keep`` them saves memory.
+    """
+    if keep:
+        own_kernel = features.own_kernel
+    else:
+        batches = gen_batches(features.shape[0], features.batch_rows)
+        own_kernel = torch.cat([features.take(rows).own_kernel for rows in batches])
+    blocks = root.mT @ own_kernel.double().cpu() @ root
     return float(blocks.diagonal(dim1=1, dim2=2).mean())
 
 
@@ -420,6 +428,11 @@ class NetworkEngine(InfluenceEngine):
         if not problem.centered:
             total = total + problem.model_ridge * network.parameters()[0].double().cpu()
         size = float(torch.sqrt((total**2).sum() + (free.sum(0) ** 2).sum()))
+        return self._in_typical_rows(size, norms)
+
+    @staticmethod
+    def _in_typical_rows(size, norms):
+        """Return the size of a gradient in units of the typical row's, of norms (n,)."""
         counted = norms[norms > 0]
         return size / float(counted.median()) if len(counted) else 0.0
 

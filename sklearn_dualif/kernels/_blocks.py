@@ -74,6 +74,10 @@ class DenseBlock:
         """Write the derivatives into ``result`` (n, h, d)."""
         result[:, :, self.target] = self.values
 
+    def write_squares(self, result):
+        """Write the sums over heads of squared derivatives into ``result`` (n, d)."""
+        result[:, self.target] = (self.values**2).sum(1)
+
     def add_pulled(self, result, weights):
         """Add ``sum_ik J_ik w_ik`` for weights (n, h, m) to ``result`` (d, m)."""
         flat = self.values.flatten(0, 1)
@@ -264,6 +268,19 @@ class WeightBlock:
         """Write the derivatives into ``result`` (n, h, d)."""
         for values, target in self._explicit():
             result[:, :, target] = values
+
+    def write_squares(self, result):
+        """Write the sums over heads of squared derivatives into ``result`` (n, d)."""
+        for values, target in self._explicit_squares():
+            result[:, target] = values.sum(1)
+
+    def _explicit_squares(self):
+        """Return squares (n, h, p), or their sums (n, 1, p), and the slices that they belong to."""
+        if self.sensitivities.shape[2] > 1:
+            return [(values**2, target) for values, target in self._explicit()]
+        # Of one position the squares have factors themselves.
+        sensitivities = (self.sensitivities**2).sum(1, keepdim=True)
+        return WeightBlock(self.inputs**2, sensitivities, self.weight, self.bias)._explicit()
 
     def add_pulled(self, result, weights):
         """Add ``sum_ik J_ik w_ik`` for weights (n, h, m) to ``result`` (d, m)."""
@@ -456,6 +473,9 @@ class LookupBlock(WeightBlock):
             return self._dense_inputs()
         found = columns.T[self.inputs.clamp(min=0)] * self.scale
         return found.mul_((self.inputs >= 0)[..., None])
+
+    def _explicit_squares(self):
+        return [(values**2, target) for values, target in self._explicit()]
 
     def write_columns(self, result, start):
         for own, place in _overlaps(self.weight, start, result.shape[2]):

@@ -19,7 +19,7 @@ import torch
 from sklearn.utils import gen_batches
 
 from ..linalg import column_gram
-from ._blocks import LookupBlock, WeightBlock
+from ._blocks import DenseBlock, LookupBlock, WeightBlock
 from ._tangent import Heads
 
 LARGEST_DENSE = 2000
@@ -99,7 +99,7 @@ class _Dense(_Rotation):
 
     def rotated(self, block):
         (block,) = block.explicit()
-        return type(block)(self.of(block.values), self.target)
+        return DenseBlock(self.of(block.values), self.target)
 
     def add_lifted(self, result, coordinates):
         result[self.target] += self.matrix @ coordinates[self.target]
@@ -204,11 +204,20 @@ class KroneckerBasis:
             part.settle(self.network.device)
         return self
 
-    def coordinates(self, heads):
-        """Return the derivatives of heads, not prepared, by the coordinates, (n, h, d)."""
+    def rotated(self, heads):
+        """Return heads, not prepared, by the coordinates instead of the parameters."""
         pairs = zip(self.parts, heads.blocks, strict=True)
         blocks = [part.rotated(block) for part, block in pairs]
-        return Heads(blocks, [], heads.shape, self.network).jacobian()
+        free = []
+        if self.free.size:
+            values = self.free.of(heads.free_jacobian)
+            free.append(DenseBlock(values, slice(0, self.free.size)))
+        return Heads(blocks, free, heads.shape, self.network)
+
+    def dense_values(self, heads):
+        """Return the derivatives (n, h, p) by each of `dense`, heads `rotated`."""
+        pairs = zip(self.parts, heads.blocks, strict=True)
+        return [block.values for part, block in pairs if part.dense]
 
     def project(self, penalized):
         """Return the coordinates (d,) of parameters (d,)."""
@@ -247,19 +256,39 @@ class KroneckerDesign:
         """Number of training rows and of penalised coordinates."""
         return self.features.shape[0], self.basis.size
 
-    def rows(self, rows, root=None):
-        """Return the Jacobians (b, C, f + d) of training rows, or (b, q, f + d) with a root."""
-        return self.design_of(self.features.take(rows).heads(root, prepared=False))
+    def heads(self, rows):
+        """Return the derivatives of training rows' outputs by the coordinates."""
+        return self.basis.rotated(self.features.take(rows).heads(prepared=False))
+
+    @staticmethod
+    def jacobian(heads):
+        """Return the Jacobians (b, h, f + d) of heads by the coordinates."""
+        return torch.cat([heads.free_jacobian, heads.jacobian()], 2)
+
+    @staticmethod
+    def squares(heads):
+        """Return the sums over heads of their squares, (b, f + d)."""
+        return torch.cat([(heads.free_jacobian**2).sum(1), heads.squares()], 1)
+
+    @property
+    def dense(self):
+        """Slices of the coordinates (f + d) that have a matrix of their own."""
+        free = self.basis.network.n_free
+        slices = [slice(free + part.start, free + part.stop) for part in self.basis.dense]
+        return [slice(0, free), *slices] if free else slices
+
+    def dense_values(self, heads):
+        """Return the derivatives (b, h, p) by each of `dense`."""
+        values = self.basis.dense_values(heads)
+        return [heads.free_jacobian, *values] if self.basis.network.n_free else values
 
     def design(self, features):
         """Return the Jacobians (t, C, f + d) of rows."""
         return self.design_of(features.heads(prepared=False))
 
     def design_of(self, heads):
-        """Return the Jacobians (t, h, f + d) of heads that are not prepared."""
-        coordinates = self.basis.coordinates(heads)
-        free = self.basis.free.of(heads.free_jacobian)
-        return torch.cat([free, coordinates], 2)
+        """Return the Jacobians (t, h, f + d) of heads of rows, not prepared."""
+        return self.jacobian(self.basis.rotated(heads))
 
     def start(self):
         """Return the fitted parameters as a state, (1, f + d, 1)."""

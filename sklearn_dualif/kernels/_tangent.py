@@ -43,6 +43,13 @@ class Heads:
             block.write_jacobian(result)
         return result
 
+    def squares(self):
+        """Return the sums over heads of squared derivatives by the penalised parameters, (n, d)."""
+        result = self._zeros(self.shape[0], self.network.n_penalized)
+        for block in self.blocks:
+            block.write_squares(result)
+        return result
+
     def _zeros(self, *shape):
         return torch.zeros(shape, dtype=self.network.dtype, device=self.network.device)
 
