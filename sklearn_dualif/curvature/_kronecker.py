@@ -101,6 +101,16 @@ class KroneckerCurvature(RowJacobians):
             total[0, : self.n_free] += free.T @ weights.flatten(0, 1)
         return total
 
+    def gradient_norms(self):
+        """Return the length of each row's gradient, (n,)."""
+        parts = []
+        for rows in torch.arange(self.n_rows).split(self.columns_per_block()):
+            slopes = self.expansion.gradient[0, rows].unsqueeze(-1)
+            heads = self.features.heads(rows).mixed(slopes)
+            squares = heads.diagonal_blocks() + heads.free_jacobian @ heads.free_jacobian.mT
+            parts.append(squares[:, 0, 0].double().cpu().clamp(min=0.0).sqrt())
+        return torch.cat(parts)
+
     def dual_vector(self, gradient):
         return gradient
 
@@ -120,13 +130,18 @@ class KroneckerCurvature(RowJacobians):
         inverse = _inverse(self._values(shift), self._floor).to(values)
         return ((values * inverse.unsqueeze(-2)) @ values.mT).double().cpu()[None]
 
+    def _left_gradients(self, rows, heads):
+        """Return the gradients (b, P) that the removal of each row leaves."""
+        gradient = self._gradients(heads, self.expansion.gradient[:, rows])
+        if self.shares is not None:
+            pull = self._penalized * self.parameters[0, :, 0]
+            gradient = gradient + self.shares[rows].unsqueeze(-1) * pull
+        return gradient
+
     def _states(self, rows, heads):
         """Return Newton's states (1, P, b) of single removals, and which rows fix a direction."""
-        gradient = self._gradients(heads, self.expansion.gradient[:, rows])
-        shift = 0.0
-        if self.shares is not None:
-            shift = self.shares[rows].unsqueeze(-1)
-            gradient = gradient + shift * (self._penalized * self.parameters[0, :, 0])
+        gradient = self._left_gradients(rows, heads)
+        shift = 0.0 if self.shares is None else self.shares[rows].unsqueeze(-1)
         mixed = heads.mixed(self.expansion.root[0, rows])
         before = self._values(shift).expand_as(gradient)
         kept = before - self.features.squares(mixed).double().cpu()
@@ -210,18 +225,27 @@ class KroneckerCurvature(RowJacobians):
     def _measured(self, rows, first_order):
         """Return own output changes (b, C), leverages, singular rows and spreads, (b,) each."""
         heads = self.features.heads(rows)
+        inverse = _inverse(self._values(), self._floor)
         if first_order:
-            states = self.removal_states(rows, None, first_order=True)
+            states = (self._left_gradients(rows, heads) * inverse).T[None]
             degenerate = torch.zeros(len(rows), dtype=torch.bool)
         else:
             states, degenerate = self._states(rows, heads)
-        values = self.features.jacobian(heads)
-        own = torch.einsum("bcp,pb->bc", values, states[0].to(values)).double().cpu()
-        inverse = _inverse(self._values(), self._floor)
+        own = self._own_outputs(heads, states)
         mixed = heads.mixed(self.expansion.root[0, rows])
         leverage = self.features.squares(mixed).double().cpu() @ inverse
         spread = self._gradients(heads, self.expansion.gradient[:, rows]) ** 2 @ inverse
         return own, leverage, degenerate, spread
+
+    def _own_outputs(self, heads, states):
+        """Return J_i state_i (b, C) of each row."""
+        states = states[0].to(heads.network.device)
+        own = heads.push_own(states[self.n_free :])
+        free = states[: self.n_free].T.unsqueeze(2).to(own)
+        return (own + (heads.free_jacobian @ free)[..., 0]).double().cpu()
+
+    def own_outputs(self, rows, states):
+        return self._own_outputs(self.features.heads(rows), states)[None]
 
     def removal_states(self, rows, leave_one_out, *, first_order=False):
         if not first_order:
@@ -229,10 +253,17 @@ class KroneckerCurvature(RowJacobians):
             return torch.cat(
                 [self._states(part, self.features.heads(part))[0] for part in chunks], 2
             )
-        gradients = self.row_gradients(rows, self.expansion.gradient[:, rows])
-        if self.shares is not None:
-            gradients = gradients + self._pull(self.shares[rows])
-        return self.solve(gradients)
+        gradients = self._left_gradients(rows, self.features.heads(rows))
+        return (gradients * _inverse(self._values(), self._floor)).T[None]
+
+    def _gradient_products(self, states):
+        f = self.n_free
+        for rows in torch.arange(self.n_rows).split(self.columns_per_block()):
+            slopes = self.expansion.gradient[0, rows].unsqueeze(-1)
+            heads = self.features.heads(rows).mixed(slopes)
+            products = heads.push(states[0, f:].to(heads.network.device))
+            products = products + heads.free_jacobian @ states[0, :f].to(products)
+            yield rows, products[:, 0].T.double().cpu()
 
     def scores(self, target, leave_one_out, *, first_order=False):
         if first_order:
@@ -269,5 +300,4 @@ def _pseudo_solve(matrix, columns, floor):
 
 def _inverse(values, floor):
     """Return 1 / values, and 0 for values that are not above a floor."""
-    kept = values > floor
-    return torch.where(kept, 1.0 / torch.where(kept, values, 1.0), 0.0)
+    return (1.0 / values).masked_fill_(values <= floor, 0.0)

@@ -54,12 +54,20 @@ class RowJacobians(Curvature):
 
         Solves for the queries, where `removal_states` does for the rows.
         """
-        solved = self.solve(design[:, 0].double().cpu().T[None])[0].T
+        solved = self.solve(design[:, 0].double().cpu().T[None])
+        pulled = 0.0
+        if self.shares is not None:
+            pulled = solved[0].T @ self._pull(self.shares.new_ones(1))[0]
+        for rows, changes in self._gradient_products(solved):
+            if self.shares is not None:
+                changes = changes + pulled * self.shares[rows]
+            yield rows, changes
+
+    def _gradient_products(self, states):
+        """Yield (rows, products (t, b)) of the rows' gradients with states (1, P, t)."""
         for rows in torch.arange(self.n_rows).split(self.columns_per_block()):
             gradients = self.row_gradients(rows, self.expansion.gradient[:, rows])
-            if self.shares is not None:
-                gradients = gradients + self._pull(self.shares[rows])
-            yield rows, solved @ gradients[0]
+            yield rows, states[0].T @ gradients[0]
 
     def own_outputs(self, rows, states):
         values = self.row_design(rows)

@@ -62,12 +62,10 @@ class KroneckerEngine(NetworkEngine):
         problem, curvature = self.problem, self.curvature
         start = problem.start[:, :, 0] * float(problem.model_ridge[0])
         start[:, : curvature.n_free] = 0.0
-        norms, total = [], start
-        for rows in torch.arange(curvature.n_rows).split(curvature.columns_per_block()):
-            gradients = curvature.row_gradients(rows, problem.expansion.gradient[:, rows])
-            norms.append(torch.linalg.vector_norm(gradients[0], dim=0))
-            total = total + gradients.sum(-1)
-        return self._in_typical_rows(float(torch.linalg.vector_norm(total)), torch.cat(norms))
+        gradient = problem.expansion.gradient
+        total = curvature.sum_gradients(gradient.unsqueeze(-1))[..., 0] + start
+        size = float(torch.linalg.vector_norm(total))
+        return self._in_typical_rows(size, curvature.gradient_norms())
 
     def _query_heads(self, features, root):
         return features.heads(root, prepared=False)

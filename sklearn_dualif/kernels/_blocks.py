@@ -99,6 +99,11 @@ class DenseBlock:
         values = values.unflatten(2, (layer.outputs, -1))
         return values if bias is None else torch.cat([values, bias.values[rows, ..., None]], 3)
 
+    def add_pushed_own(self, result, directions):
+        """Add ``J_i v_i`` for a direction of each row, (d, n), to ``result`` (n, h)."""
+        own = directions[self.target].T.unsqueeze(2).to(self.values)
+        result += (self.values @ own)[..., 0]
+
     def write_columns(self, result, start):
         """Write derivatives by parameters from ``start`` on into ``result`` (n, h, w)."""
         for own, place in _overlaps(self.target, start, result.shape[2]):
@@ -252,13 +257,12 @@ class WeightBlock:
         """Return the derivatives (n, h, p) and the slices that they belong to."""
         n, h, positions, width = self.sensitivities.shape
         flat = self.sensitivities.permute(0, 1, 3, 2).reshape(n, h * width, positions)
-        values = (flat @ self._dense_inputs()).view(n, h, width, -1)
-        parts = []
+        inputs, parts = self._dense_inputs(), []
         if self.weight is not None:
             wide = (self.weight.stop - self.weight.start) // width
-            parts.append((values[..., :wide].flatten(2), self.weight))
+            parts.append(((flat @ inputs[..., :wide]).view(n, h, -1), self.weight))
         if self.bias is not None:
-            parts.append((values[..., -1], self.bias))
+            parts.append(((flat @ inputs[..., -1:]).view(n, h, -1), self.bias))
         return parts
 
     def _dense_inputs(self):
@@ -309,6 +313,13 @@ class WeightBlock:
             moved.view(n, positions, -1, width).transpose(1, 2).reshape(n, -1, positions * width)
         )
         result += self.sensitivities.reshape(n, h, positions * width) @ moved.mT
+
+    def add_pushed_own(self, result, directions):
+        """Add ``J_i v_i`` for a direction of each row, (d, n), to ``result`` (n, h)."""
+        n, h, positions, width = self.sensitivities.shape
+        matrices = self.matrices(directions.to(self.sensitivities), width)
+        moved = (self._dense_inputs() @ matrices.mT).reshape(n, -1, 1)
+        result += (self.sensitivities.reshape(n, h, -1) @ moved)[..., 0]
 
     def matrices(self, direction, width):
         """Return directions (d, m) as matrices (m, o, i), the bias in the last column."""

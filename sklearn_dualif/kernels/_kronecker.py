@@ -263,12 +263,20 @@ class KroneckerDesign:
     @staticmethod
     def jacobian(heads):
         """Return the Jacobians (b, h, f + d) of heads by the coordinates."""
-        return torch.cat([heads.free_jacobian, heads.jacobian()], 2)
+        free = heads.free_jacobian
+        result = free.new_zeros(*heads.shape, free.shape[2] + heads.network.n_penalized)
+        result[..., : free.shape[2]] = free
+        heads.write_jacobian(result[..., free.shape[2] :])
+        return result
 
     @staticmethod
     def squares(heads):
         """Return the sums over heads of their squares, (b, f + d)."""
-        return torch.cat([(heads.free_jacobian**2).sum(1), heads.squares()], 1)
+        free = (heads.free_jacobian**2).sum(1)
+        result = free.new_zeros(len(free), free.shape[1] + heads.network.n_penalized)
+        result[:, : free.shape[1]] = free
+        heads.write_squares(result[:, free.shape[1] :])
+        return result
 
     @property
     def dense(self):

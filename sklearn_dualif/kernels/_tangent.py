@@ -39,16 +39,18 @@ class Heads:
     def jacobian(self):
         """Return the derivatives (n, h, d) by the penalised parameters."""
         result = self._zeros(*self.shape, self.network.n_penalized)
-        for block in self.blocks:
-            block.write_jacobian(result)
+        self.write_jacobian(result)
         return result
 
-    def squares(self):
-        """Return the sums over heads of squared derivatives by the penalised parameters, (n, d)."""
-        result = self._zeros(self.shape[0], self.network.n_penalized)
+    def write_jacobian(self, result):
+        """Write the derivatives by the penalised parameters into ``result`` (n, h, d)."""
+        for block in self.blocks:
+            block.write_jacobian(result)
+
+    def write_squares(self, result):
+        """Write their squares, summed over heads, into ``result`` (n, d)."""
         for block in self.blocks:
             block.write_squares(result)
-        return result
 
     def _zeros(self, *shape):
         return torch.zeros(shape, dtype=self.network.dtype, device=self.network.device)
@@ -139,6 +141,13 @@ class Heads:
         result = self._zeros(*self.shape, directions.shape[1])
         for block in self.blocks:
             block.add_pushed(result, directions)
+        return result
+
+    def push_own(self, directions):
+        """Return ``J_i v_i`` (n, h) for a direction of each row, (d, n)."""
+        result = self._zeros(*self.shape)
+        for block in self.blocks:
+            block.add_pushed_own(result, directions)
         return result
 
 
