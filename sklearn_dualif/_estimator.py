@@ -69,9 +69,11 @@ class InfluenceEstimator(
         the value of a grid with the least leave-one-out squared error from one decomposition
         (Ridge, RidgeClassifier, KernelRidge): 49 values from 1e-8 to 1e4 times the mean non-zero
         eigenvalue of the kernel matrix.
-    curvature : {"gauss_newton", "empirical_fisher"}, default="gauss_newton"
+    curvature : {"gauss_newton", "empirical_fisher", "kfac"}, default="gauss_newton"
         What stands between gradients: the curvature of the loss, or the outer product of each row's
-        gradient, which does not give the effects of a refit.
+        gradient, which does not give the effects of a refit. "kfac" approximates the former for
+        networks, layer by layer in the eigenbases of Kronecker factors (EK-FAC), at a cost that
+        goes with rows times parameters; leverages can then be larger than the number of outputs.
     objective : {"loss", "prediction", "margin"} or Loss, default="loss"
         What `influence` and ``influence_`` are about.
     order : {"newton", "first", "exact"}, default="newton"
@@ -116,8 +118,8 @@ class InfluenceEstimator(
     Attributes
     ----------
     estimator_ : estimator
-        The fitted clone. With ``solver="iterative"``, the next five are computed when they are
-        first asked for.
+        The fitted clone. With ``solver="iterative"`` or ``curvature="kfac"``, the next five are
+        computed when they are first asked for.
     self_influence_ : (n_train,) array
         Effect of removing row i on its own loss. Large for atypical and mislabelled rows.
     influence_ : (n_train,) array
@@ -139,7 +141,9 @@ class InfluenceEstimator(
     solver_ : str
         The form that was chosen.
     solver_info_ : dict
-        "size" of the matrix, free parameters included. For the iterative form instead "rank" of the
+        "size" of the matrix, free parameters included. With ``curvature="kfac"`` also the number of
+        "layers" with Kronecker factors, and of other parameters whose matrix is "dense" or taken as
+        "diagonal". For the iterative form instead "rank" of the
         kernel kept, "relative_error" of first-order effects as estimated on the losses of the
         training rows "queries", "residual_trace" and "largest_residual" (diagonal entry) of what is
         left out in units of the ridge, "iterations" (estimates made) and "bytes" of the factor.

@@ -83,7 +83,7 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
         diagnostics = Diagnostics(engine, objective)
         if X_val is not None:
             diagnostics.average_over(X_val, y_val)
-        if engine.curvature.name != "iterative":
+        if engine.curvature.name not in ("iterative", "kfac"):
             diagnostics.compute()
     for name, value in values.items():
         setattr(influence, name, value)

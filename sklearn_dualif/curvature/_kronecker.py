@@ -2,6 +2,7 @@
 
 import torch
 
+from ..linalg import column_gram
 from ._base import DEGENERATE, LeaveOneOut, _apply, complement_inverse
 from ._row_jacobians import RowJacobians
 
@@ -171,23 +172,22 @@ class KroneckerCurvature(RowJacobians):
             solved[row] = _pseudo_solve(matrix, gradient[row], self._floor[part])
         return solved, null
 
-    def _changed(self, rows, gradient, changes, share):
-        """Return the solution after rows changed their curvatures by ``changes`` (e, C, C)."""
-        values = self._values(share)
-        diagonal = values.clone()
-        matrices = [torch.diag(values[part]) for part in self.features.dense]
-        for chunk, change in zip(
-            rows.split(self._rows_per_block()),
-            changes.split(self._rows_per_block()),
-            strict=True,
-        ):
-            own = self.row_design(chunk)
-            moved = change.to(own) @ own
-            diagonal += (own.double() * moved.double()).sum((0, 1)).cpu()
-            for part, matrix in zip(self.features.dense, matrices, strict=True):
-                left, right = own[..., part].flatten(0, 1), moved[..., part].flatten(0, 1)
-                matrix += (left.T.double() @ right.double()).cpu()
-        state = gradient * _inverse(diagonal, self._floor + DEGENERATE * values)[:, None]
+    def _changed(self, rows, gradient, removed, added=None, share=0.0):
+        """Return the solution after rows lost curvature and won some, both as roots (e, C, q)."""
+        before = self._values(share)
+        diagonal = before.clone()
+        matrices = [torch.diag(before[part]) for part in self.features.dense]
+        for chunk in torch.arange(len(rows)).split(self._rows_per_block()):
+            heads = self.features.heads(rows[chunk])
+            for roots, sign in ((removed, -1.0), (added, 1.0)):
+                if roots is None:
+                    continue
+                mixed = heads.mixed(roots[chunk])
+                diagonal += sign * self.features.squares(mixed).double().sum(0).cpu()
+                parts = self.features.dense_values(mixed)
+                for matrix, own in zip(matrices, parts, strict=True):
+                    matrix += sign * column_gram(own.flatten(0, 1))
+        state = gradient * _inverse(diagonal, self._floor + DEGENERATE * before)[:, None]
         for part, matrix in zip(self.features.dense, matrices, strict=True):
             if float(self._floor[part].amax()) > 0:
                 solved = _pseudo_solve(matrix, gradient[0, part], self._floor[part])
@@ -282,14 +282,16 @@ class KroneckerCurvature(RowJacobians):
             gradient = gradient + self._pull(torch.full((1,), share, dtype=torch.float64))
         if first_order:
             return self.solve(gradient)
-        root = self.expansion.root[0, rows]
-        return self._changed(rows, gradient, -root @ root.mT, share)
+        return self._changed(rows, gradient, self.expansion.root[0, rows], share=share)
 
     def edit(self, rows, gradient_change, curvature_change):
         gradient = self._total_gradient(rows, gradient_change)
         if curvature_change is None:
             return -self.solve(gradient)
-        return -self._changed(rows, gradient, curvature_change[0], 0.0)
+        values, vectors = torch.linalg.eigh(curvature_change[0])
+        removed = vectors * (-values).clamp(min=0.0).sqrt().unsqueeze(1)
+        added = vectors * values.clamp(min=0.0).sqrt().unsqueeze(1)
+        return -self._changed(rows, gradient, removed, added)
 
 
 def _pseudo_solve(matrix, columns, floor):

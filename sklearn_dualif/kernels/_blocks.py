@@ -307,12 +307,13 @@ class WeightBlock:
     def add_pushed(self, result, direction):
         """Add ``J v`` for directions (d, m) to ``result`` (n, h, m)."""
         n, h, positions, width = self.sensitivities.shape
-        matrices = self.matrices(direction.to(self.sensitivities), width)
-        moved = self._dense_inputs().flatten(0, 1) @ matrices.flatten(0, 1).T
-        moved = (
-            moved.view(n, positions, -1, width).transpose(1, 2).reshape(n, -1, positions * width)
-        )
-        result += self.sensitivities.reshape(n, h, positions * width) @ moved.mT
+        matrices = self.matrices(direction.to(self.sensitivities), width).flatten(0, 1).T
+        for rows in gen_batches(n, max(1, _SCRATCH // (positions * matrices.shape[1]))):
+            part = self.take(rows)
+            moved = part._dense_inputs().flatten(0, 1) @ matrices
+            moved = moved.view(-1, positions, direction.shape[1], width).transpose(1, 2)
+            moved = moved.reshape(len(part.inputs), -1, positions * width)
+            result[rows] += part.sensitivities.reshape(-1, h, positions * width) @ moved.mT
 
     def add_pushed_own(self, result, directions):
         """Add ``J_i v_i`` for a direction of each row, (d, n), to ``result`` (n, h)."""
