@@ -147,7 +147,8 @@ def build_network_problem(
     a kind of problem that has a form of its own instead of the exact ones.
     """
     features = model.features(X)
-    if sketched is not None:
+    if sketched is not None or approximate is not None:
+        # The exact forms need all rows' derivatives again.
         features.keep_within(_KEPT_DOUBLES)
     targets = model.targets.encode(y)
     weights = model.targets.weigh(y, sample_weight)
@@ -156,7 +157,7 @@ def build_network_problem(
     z = model.outputs(features)
     expansion = model.expand(targets, z, weights)
     root = (empirical_fisher(expansion, weights) if fisher else expansion).root[0]
-    eigenvalue = _mean_eigenvalue(features, root, keep=approximate is None)
+    eigenvalue = _mean_eigenvalue(features, root)
     centered = float(ridge[0]) == 0.0 and not model.is_native
     if centered:
         ridge = torch.full_like(ridge, _own_damping(model, eigenvalue, damping))
@@ -189,17 +190,9 @@ def build_network_problem(
     return problem, damping
 
 
-def _mean_eigenvalue(features, root, *, keep):
-    """Return the mean eigenvalue of the root-weighted kernel.
-
-    Exact forms need all rows' derivatives again; else not to ``keep`` them saves memory.
-    """
-    if keep:
-        own_kernel = features.own_kernel
-    else:
-        batches = gen_batches(features.shape[0], features.batch_rows)
-        own_kernel = torch.cat([features.take(rows).own_kernel for rows in batches])
-    blocks = root.mT @ own_kernel.double().cpu() @ root
+def _mean_eigenvalue(features, root):
+    """Return the mean eigenvalue of the root-weighted kernel."""
+    blocks = root.mT @ features.own_kernel.double().cpu() @ root
     return float(blocks.diagonal(dim1=1, dim2=2).mean())
 
 
