@@ -51,9 +51,10 @@ def sketched(model, X, y, path, n_components=80, sketch=GaussianSketch, seed=0, 
 @pytest.mark.parametrize("sketch", [GaussianSketch, SparseSketch, HadamardSketch, FactorizedSketch])
 def test_answers_are_those_from_memory(digits, sketch, dtype, tmp_path):
     model, X, y, X_query, y_query = digits
-    stored = sketched(model, X, y, tmp_path / "a" / "b", sketch=sketch, dtype=dtype)
-    plain = sketched(model, X, y, None, sketch=sketch, dtype=dtype)
-    again = sketched(model, X, y, str(tmp_path / "a" / "b"), sketch=sketch, dtype=dtype)
+    options = {"n_components": 300, "sketch": sketch, "dtype": dtype}
+    stored = sketched(model, X, y, tmp_path / "a" / "b", **options)
+    plain = sketched(model, X, y, None, **options)
+    again = sketched(model, X, y, str(tmp_path / "a" / "b"), **options)
     for name in ("influence", "removal_effect"):
         rows = () if name == "influence" else ([3, 4],)
         answers = [getattr(each, name)(*rows, X_query, y_query) for each in (stored, plain, again)]
