@@ -7,6 +7,7 @@ from ._base import DEGENERATE, LeaveOneOut, _apply, complement_inverse
 from ._row_jacobians import RowJacobians
 
 _BLOCK_DOUBLES = 2**23
+_PUSHED_DOUBLES = 2**26
 _NEGLIGIBLE = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
@@ -258,12 +259,17 @@ class KroneckerCurvature(RowJacobians):
 
     def _gradient_products(self, states):
         f = self.n_free
-        for rows in torch.arange(self.n_rows).split(self.columns_per_block()):
+        for rows in torch.arange(self.n_rows).split(self._rows_per_push(states.shape[2])):
             slopes = self.expansion.gradient[0, rows].unsqueeze(-1)
             heads = self.features.heads(rows).mixed(slopes)
             products = heads.push(states[0, f:].to(heads.network.device))
             products = products + heads.free_jacobian @ states[0, :f].to(products)
             yield rows, products[:, 0].T.double().cpu()
+
+    def _rows_per_push(self, m):
+        """Return how many rows m directions are pushed through at once: each batch copies them."""
+        per_row = self.features.basis.network.doubles_per_row * m // self.layout.n_outputs
+        return max(self.columns_per_block(), min(self.n_rows, _PUSHED_DOUBLES // max(1, per_row)))
 
     def scores(self, target, leave_one_out, *, first_order=False):
         if first_order:
