@@ -9,6 +9,12 @@ from network_cases import network_case
 from network_helpers import torch_model
 
 from sklearn_dualif import InfluenceEstimator
+from sklearn_dualif.sketching import (
+    FactorizedSketch,
+    GaussianSketch,
+    HadamardSketch,
+    SparseSketch,
+)
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
@@ -38,3 +44,32 @@ def test_a_gpu_agrees_with_the_processor(name, dtype, tolerance, solver):
         )
     for found, expected in zip(*answers, strict=True):
         assert np.linalg.norm(found - expected) <= tolerance * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("sketch", [GaussianSketch, SparseSketch, HadamardSketch, FactorizedSketch])
+@pytest.mark.parametrize("name", ["mlp-relu", "conv2d-groups", "embedding", "mlp-mse-free-biases"])
+@pytest.mark.filterwarnings("ignore:n_components=")
+def test_sketches_on_a_gpu_agree_with_those_on_the_processor(name, sketch):
+    _agree(network_case(name), sketch=sketch(40, random_state=0))
+
+
+@pytest.mark.parametrize("name", ["mlp-relu", "conv2d-groups", "embedding", "mlp-mse-free-biases"])
+def test_the_curvature_by_layers_on_a_gpu_agrees_with_that_on_the_processor(name):
+    _agree(network_case(name), curvature="kfac")
+
+
+def _agree(case, **options):
+    answers = []
+    for device in (None, "cuda"):
+        influence = InfluenceEstimator(torch_model(case), device=device, **options)
+        influence.fit(case.X, case.y)
+        answers.append(
+            [
+                influence.influence(case.X_query, case.y_query),
+                influence.influence(case.X_query, case.y_query, order="first"),
+                influence.removal_effect([1, 2, 3], case.X_query, case.y_query),
+                influence.self_influence_,
+            ]
+        )
+    for found, expected in zip(*answers, strict=True):
+        assert np.linalg.norm(found - expected) <= 1e-8 * np.linalg.norm(expected)

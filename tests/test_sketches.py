@@ -321,7 +321,7 @@ def test_sketched_effects_are_those_of_the_dense_sketch(name, order, sketch):
     assert relative(found.leverage_, expected.reference.leverages()) < 1e-8
 
 
-@each_sketch
+@pytest.mark.parametrize("sketch", [SparseSketch, HadamardSketch])
 def test_both_sides_agree(digits, sketch):
     model, X, y, X_query, y_query = digits
     answers = []
@@ -371,18 +371,18 @@ def test_empirical_fisher(digits, order):
         InfluenceEstimator(model, sketch=GaussianSketch(m, random_state=0), **options)
         .fit(X, y)
         .influence(X_query, y_query)
-        for m in (500, 10_000)
+        for m in (300, 4_000)
     ]
     errors = [relative(each, exact) for each in effects]
     assert errors[1] < 0.15
     assert errors[1] < 0.5 * errors[0]
 
 
-@pytest.mark.parametrize("sketch", [GaussianSketch(300, random_state=0)], ids="g")
-def test_damping_of_a_frozen_network(digits, sketch):
+def test_damping_of_a_frozen_network(digits):
     model, X, y, X_query, y_query = digits
     exact = InfluenceEstimator(model, ridge=3.0).fit(X, y)
-    found = InfluenceEstimator(model, ridge=3.0, sketch=sketch).fit(X, y)
+    found = InfluenceEstimator(model, ridge=3.0, sketch=GaussianSketch(300, random_state=0))
+    found.fit(X, y)
     assert found.ridge_ == exact.ridge_ == 3.0
     assert found.sketch_info_["sketched_ridge"] < 3.0
     assert found.effective_dimension_ == pytest.approx(exact.effective_dimension_, rel=0.05)
@@ -426,7 +426,7 @@ def test_leakage_is_what_the_choice_of_the_sketch_scatters(digits, sketch):
     expected = exact.influence(query, objective="prediction")
     assert exact.leakage(query) == 0.0
     errors, predicted = [], []
-    for seed in range(60):
+    for seed in range(40):
         found = InfluenceEstimator(model, order="first", sketch=sketch(300, random_state=seed))
         found.fit(X, y)
         errors.append(found.influence(query, objective="prediction") - expected)

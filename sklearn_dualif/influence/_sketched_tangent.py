@@ -173,23 +173,23 @@ class SketchedTangent:
     def _spectrum(self):
         """Return the spectrum of the root-weighted sketch that free parameters do not explain."""
         n, q, m = len(self.root), self.root.shape[2], self.projection.n_components
-        explained = explained_by_free(self.free, self.root)
+        explained = explained_by_free(self.free, self.root).cpu()
         if n * q < m and not self.projection.factorized:
-            rows = self._weighted(slice(None)).double()
+            rows = self._weighted(slice(None)).double().cpu()
             basis = explained.flatten(0, 1)
             rows = rows - basis @ (basis.T @ rows)
             gram = rows @ rows.T
         else:
-            gram = torch.zeros(m, m, dtype=torch.float64, device=self.free.device)
+            gram = torch.zeros(m, m, dtype=torch.float64)
             cross = gram.new_zeros(explained.shape[2], m)
             for part in gen_batches(n, max(1, _BLOCK // (q * m))):
                 rows = self._weighted(part)
                 gram += column_gram(rows)
-                cross += explained[part].flatten(0, 1).T @ rows.double()
+                cross += explained[part].flatten(0, 1).T @ rows.double().cpu()
             gram -= cross.T @ cross
         if self.projection.factorized:
-            return FactorizedSpectrum(gram.cpu().numpy(), self.projection)
-        values = torch.linalg.eigvalsh(gram).cpu().numpy()
+            return FactorizedSpectrum(gram.numpy(), self.projection)
+        values = torch.linalg.eigvalsh(gram).numpy()
         return SketchedSpectrum(values, m, self.projection.ambient)
 
     def _weighted(self, rows):
