@@ -358,10 +358,10 @@ class WeightBlock:
         for outs, ins, place in self._segments(start, matrix.shape[1]):
             wide = outs.stop - outs.start
             part = matrix[:, place]
-            if positions > h:
-                step = max(1, _SCRATCH // (h * part.shape[1]))
-                for rows in gen_batches(n, step):
-                    result[rows] += self.take(rows)._part(outs, ins) @ part.T
+            if positions >= h:
+                for rows in gen_batches(n, max(1, _SCRATCH // (h * part.shape[1]))):
+                    values = self.take(rows)._part(outs, ins).flatten(0, 1)
+                    result[rows].view(-1, m).addmm_(values, part.T)
                 continue
             # Through the inputs first, which all heads share.
             part = part.reshape(m, wide, -1).permute(2, 1, 0).flatten(1)
