@@ -33,6 +33,12 @@ from torch import nn
 
 from sklearn_dualif import InfluenceEstimator, TorchModel
 from sklearn_dualif.exceptions import NotStationaryWarning
+from sklearn_dualif.sketching import (
+    GaussianSketch,
+    HadamardSketch,
+    RademacherSketch,
+    SparseSketch,
+)
 
 # The full deviance at z = log of the mean, twice the loss that is minimised.
 LOSSES["poisson"] = RowLoss(
@@ -42,6 +48,13 @@ LOSSES["poisson"] = RowLoss(
 )
 
 
+SKETCHES = {
+    "gaussian": GaussianSketch,
+    "rademacher": RademacherSketch,
+    "sparse": SparseSketch,
+    "hadamard": HadamardSketch,
+}
+each_sketch = pytest.mark.parametrize("sketch", SKETCHES.values(), ids=SKETCHES)
 each_solver = pytest.mark.parametrize("solver", ["primal", "dual"])
 each_order = pytest.mark.parametrize("order", ["first", "newton", "exact"])
 

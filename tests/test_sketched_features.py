@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import relative
 from network_cases import NETWORK_NAMES
-from network_helpers import case_of, each_network, normal, seeded
+from network_helpers import case_of, each_network, each_sketch, normal, seeded
 from network_references import trainable
 from scipy import sparse
 from torch import nn
@@ -28,17 +28,8 @@ from sklearn_dualif.sketching import (
     HadamardSketch,
     Layer,
     RademacherSketch,
-    SparseSketch,
 )
 from sklearn_dualif.sketching._factorized import shapes_of
-
-SKETCHES = {
-    "gaussian": GaussianSketch,
-    "rademacher": RademacherSketch,
-    "sparse": SparseSketch,
-    "hadamard": HadamardSketch,
-}
-each_sketch = pytest.mark.parametrize("sketch", SKETCHES.values(), ids=SKETCHES)
 
 
 def features_of(module, X, dtype=torch.float64, free=()):

@@ -13,10 +13,12 @@ from helpers import relative
 from hypothesis import given
 from hypothesis import strategies as st
 from network_helpers import (
+    SKETCHES,
     Oracle,
     case_of,
     each_network,
     each_order,
+    each_sketch,
     fit_case,
     normal,
     oracle,
@@ -57,15 +59,6 @@ from sklearn_dualif.sketching import (
     SketchedSpectrum,
     SparseSketch,
 )
-
-SKETCHES = {
-    "gaussian": GaussianSketch,
-    "rademacher": RademacherSketch,
-    "sparse": SparseSketch,
-    "hadamard": HadamardSketch,
-}
-each_sketch = pytest.mark.parametrize("sketch", SKETCHES.values(), ids=SKETCHES)
-
 
 # Projections
 

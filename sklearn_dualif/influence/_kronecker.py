@@ -18,6 +18,8 @@ _COPIES = 4
 class KroneckerProblem(NetworkProblem):
     """The objective of a network's linearisation with a curvature that is taken layer by layer."""
 
+    curvature_type = KroneckerCurvature
+
     @cached_property
     def tangent(self):
         """The rows in the eigenbases of the layers' Kronecker factors."""
@@ -39,16 +41,6 @@ class KroneckerProblem(NetworkProblem):
                 f"memory_limit allows {limit / 1e9:.3g} GB. Raise memory_limit, let fewer "
                 "parameters move (parameters=[...]), or penalise all that do."
             )
-
-    def _curvature(self, expansion, ridge):
-        return KroneckerCurvature(
-            self.tangent,
-            self.layout,
-            self.model.free_jacobian,
-            expansion,
-            ridge,
-            shiftable=self.shares is not None,
-        )
 
 
 class KroneckerEngine(NetworkEngine):

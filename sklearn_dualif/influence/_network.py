@@ -54,7 +54,11 @@ class NetworkProblem(TrainingProblem):
         Whether the ridge is about the fitted parameters (a damping), not about zero.
     accuracy : Accuracy
         Of the low-rank form.
+    curvature_type : type
+        Of the inverse in explicit coordinates.
     """
+
+    curvature_type = TangentCurvature
 
     centered: bool = False
     accuracy: Accuracy
@@ -88,7 +92,7 @@ class NetworkProblem(TrainingProblem):
         return LowRankTangent(self, *self.accuracy)
 
     def _curvature(self, expansion, ridge):
-        return TangentCurvature(
+        return self.curvature_type(
             self.tangent,
             self.layout,
             self.model.free_jacobian,

@@ -10,6 +10,7 @@ import torch
 from sklearn.utils.validation import validate_data
 
 from ..kernels import KernelFeatures, LinearFeatures, as_tensor
+from ..losses import couple, coupled_layout
 
 
 class Penalty(NamedTuple):
@@ -166,6 +167,33 @@ class ModelFunction(ABC):
         weights : (n,) array
             Their loss weights.
         """
+
+
+class CoupledOutputs:
+    """What models share whose outputs have one curvature, that of a `network`."""
+
+    @property
+    def layout(self):
+        """Outputs share parameters: one block of all of them."""
+        return coupled_layout(self.n_latent)
+
+    @property
+    def n_factors(self):
+        """All outputs have one curvature."""
+        return 1
+
+    def expand(self, y, z, weights):
+        """Return the expansion of the weighted losses at outputs z (n, n_latent), in `layout`."""
+        return couple(self.loss.expand(y, z, weights), self.loss.layout(self.n_latent))
+
+    @property
+    def free_jacobian(self):
+        """Zeros: each row has a Jacobian of its own."""
+        return torch.zeros(self.n_latent, self.network.n_free, dtype=torch.float64)
+
+    def start(self):
+        """Return None: states have coordinates that the rows decide."""
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,11 @@ import torch
 
 from ..exceptions import UnsupportedOptionError
 from ..kernels import LinearNetwork, TangentFeatures, as_tensor
-from ..losses import couple, coupled_layout
-from ._base import LinearModel, Penalty
+from ._base import CoupledOutputs, LinearModel, Penalty
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearNetworkModel(LinearModel):
+class LinearNetworkModel(CoupledOutputs, LinearModel):
     """A `LinearModel` with the interface of a `NetworkModel`.
 
     Attributes
@@ -28,7 +27,6 @@ class LinearNetworkModel(LinearModel):
 
     is_native = True
     relative_move = None
-    n_factors = 1
 
     @classmethod
     def of(cls, model):
@@ -70,20 +68,6 @@ class LinearNetworkModel(LinearModel):
 
     def outputs(self, features):
         return features.outputs
-
-    @property
-    def layout(self):
-        return coupled_layout(self.n_latent)
-
-    def expand(self, y, z, weights):
-        return couple(self.loss.expand(y, z, weights), self.loss.layout(self.n_latent))
-
-    @property
-    def free_jacobian(self):
-        return torch.zeros(self.n_latent, self.network.n_free, dtype=torch.float64)
-
-    def start(self):
-        return None
 
     def fitted_parameters(self):
         penalized, free = self.network.parameters()

@@ -11,8 +11,7 @@ import torch
 
 from ..exceptions import UnsupportedOptionError
 from ..kernels import Network, TangentFeatures
-from ..losses import couple, coupled_layout
-from ._base import ModelFunction, Penalty
+from ._base import CoupledOutputs, ModelFunction, Penalty
 from ._linearize import LinearizedModule
 
 
@@ -33,7 +32,7 @@ class Decay(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkModel(ModelFunction):
+class NetworkModel(CoupledOutputs, ModelFunction):
     """A network around some parameters, linearised at its fitted ones.
 
     Attributes
@@ -128,27 +127,6 @@ class NetworkModel(ModelFunction):
 
     def outputs(self, features):
         return features.outputs.to(torch.float64).cpu()
-
-    @property
-    def layout(self):
-        """Outputs share parameters: one block of all of them."""
-        return coupled_layout(self.n_latent)
-
-    @property
-    def n_factors(self):
-        """All outputs have one curvature."""
-        return 1
-
-    def expand(self, y, z, weights):
-        expansion = self.loss.expand(y, z, weights)
-        return couple(expansion, self.loss.layout(self.n_latent))
-
-    @property
-    def free_jacobian(self):
-        return torch.zeros(self.n_latent, self.network.n_free, dtype=torch.float64)
-
-    def start(self):
-        return None
 
     def fitted_parameters(self):
         parameters = dict(self.network.module.named_parameters())
