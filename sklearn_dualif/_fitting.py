@@ -105,10 +105,10 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
         influence.classes_ = model.targets.classes
     progress.call_on_fit_task_end(estimator=influence)
     if influence.verbose:
-        size = engine.curvature.width * problem.layout.selector.shape[1]
+        size = engine.solver_info.get("size", engine.curvature.width)
         _print(
             f"{type(model.estimator).__name__}: {engine.curvature.name} form, "
-            f"{len(weights)} rows, {size} coordinates a block, ridge {influence.ridge_}, "
+            f"{len(weights)} rows, {size} coordinates, ridge {influence.ridge_}, "
             f"effective dimension {influence.effective_dimension_:.4g}, "
             f"{time.perf_counter() - started:.2f} s"
         )
