@@ -501,6 +501,11 @@ class InfluenceEstimator(
         (n_queries,) array
             Standard deviation under the choice of the sketch, root mean square over the training
             rows. Zero without a sketch.
+
+        Raises
+        ------
+        UnsupportedOptionError
+            A `ValueError`, for a sketch of a model without a ridge.
         """
         if y is None and objective is None:
             objective = "prediction"

@@ -90,6 +90,11 @@ def check_known_options(estimator):
                 "solver='iterative' keeps as much of the exact kernel as tol asks for, and needs "
                 "no sketch. Use sketch=None with it, or solver='auto' with the sketch."
             )
+        if estimator.solver == "dual" and estimator.sketch.store is not None:
+            raise ValueError(
+                "solver='dual' works on rows in memory, which a store is there to avoid. Use "
+                "solver='auto' with store=, or store=None."
+            )
     if estimator.curvature == "kfac":
         _check_goes_with_kfac(estimator)
     if not isinstance(estimator.dtype, str) or estimator.dtype not in ("float64", "float32"):

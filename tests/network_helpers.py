@@ -112,6 +112,12 @@ def assert_untouched(module, before):
 # Oracles
 
 
+def matrix_of(projection):
+    """Return the matrix P (m, d) of a projection."""
+    eye = torch.eye(projection.n_components, dtype=torch.float64)
+    return projection.transposed(eye).numpy().T
+
+
 @dataclass(frozen=True, eq=False)
 class Oracle:
     """Dense answers about a linearised network and query rows."""

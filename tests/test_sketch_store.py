@@ -261,6 +261,14 @@ def test_a_size_is_needed(digits, tmp_path):
     assert not (tmp_path / "store").exists()
 
 
+def test_the_dual_side_is_for_rows_in_memory(digits, tmp_path):
+    model, X, y, _, _ = digits
+    sketch = GaussianSketch(80, store=tmp_path / "store", random_state=0)
+    with pytest.raises(ValueError, match=r"solver='dual' works on rows in memory.*solver='auto'"):
+        InfluenceEstimator(model, sketch=sketch, solver="dual").fit(X, y)
+    assert not (tmp_path / "store").exists()
+
+
 def test_without_a_random_state_the_store_s_own_is_used(digits, store):
     model, X, y, X_query, y_query = digits
     effects = [

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from sklearn.utils import gen_batches
 
+from ..exceptions import UnsupportedOptionError
 from ..kernels import TangentDesign
 from ..sketching import SketchedSpectrum
 from ._network import NetworkEngine, NetworkProblem
@@ -87,7 +88,7 @@ def sketched_problem(sketch, solver, report, problem, damping):
     info = tangent.info(problem.sketch_info["exact"])
     if sketch.n_components == "auto" and solver == "auto" and tangent.is_needless:
         return replace(problem, sketch_info=info | {"n_components": None}), damping
-    tangent.warn_if_too_small(info)
+    tangent.warn_of_size(info)
     own = problem.ridge
     sketched = torch.full_like(own, tangent.sketched_ridge(float(own[0])))
     fields = {field.name: getattr(problem, field.name) for field in dataclasses.fields(problem)}
@@ -120,6 +121,11 @@ class SketchedEngine(NetworkEngine):
         """
         spectrum, curvature = self.problem.spectrum, self.curvature
         sketched = float(curvature.ridge[0])
+        if sketched == 0.0:
+            raise UnsupportedOptionError(
+                "leakage is that of a ridge, and the model has ridge 0: a sketch with as many "
+                "components as parameters is exact there. Set ridge to a positive value."
+            )
         _, second = spectrum.dimensions(sketched)
         # Of the sketched vectors' squared lengths, what the scatter of the sketch does not add.
         own_part = 1.0 - second / spectrum.n_components

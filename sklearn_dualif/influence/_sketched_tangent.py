@@ -155,7 +155,7 @@ class SketchedTangent:
 
     def _search(self, for_effects):
         """Double the size until it tells the effective dimension, then take what eps asks for."""
-        size = min(_FIRST_SIZE, self._largest)
+        size = max(1, min(max(_FIRST_SIZE, len(self._layers)), self._largest))
         while True:
             self._grow(size)
             sketched = self.spectrum.sketched_ridge(self.ridge)
@@ -253,12 +253,22 @@ class SketchedTangent:
         growth = (known / self.ridge) ** ((first - second) / first)
         return float(min(first * growth, self.exact_rank))
 
-    def warn_if_too_small(self, info):
-        """Warn of a sketch that has fewer components than the ridge asks for."""
+    def warn_of_size(self, info):
+        """Warn of fewer components than the ridge, or what was asked for, needs."""
+        size, error = info["n_components"], info["error"]
+        chosen = self.sketch.n_components == "auto"
+        if chosen and (info["too_small"] or self.wanted > size):
+            warnings.warn(
+                f"memory_limit allows n_components={size}, with which the error is {error:.2g} and "
+                f"not eps={self.sketch.eps:g}; {max(self.wanted, self._enough(info))} or more "
+                "would do. Raise memory_limit or eps, or use a larger ridge.",
+                InfluenceWarning,
+                stacklevel=2,
+            )
+            return
         if not info["too_small"]:
             return
-        enough = math.ceil(_ENOUGH * info["effective_dimension"])
-        exact = info["exact"]
+        enough, exact = self._enough(info), info["exact"]
         remedy = f"Use n_components={enough} or more, n_components='auto', or a larger ridge."
         if enough >= self.exact_rank:
             remedy = (
@@ -266,12 +276,17 @@ class SketchedTangent:
                 "smaller than a sketch that would do: leave sketch=None, or use a larger ridge."
             )
         warnings.warn(
-            f"n_components={info['n_components']} is fewer than the ridge {self.ridge:.3g} asks "
-            f"for: the effective dimension is about {info['effective_dimension']:.0f}. Effects "
-            f"come out too small. {remedy}",
+            f"n_components={size} is fewer than the ridge {self.ridge:.3g} asks for: the effective "
+            f"dimension is about {info['effective_dimension']:.0f}. Effects come out too small. "
+            f"{remedy}",
             InfluenceWarning,
             stacklevel=2,
         )
+
+    @staticmethod
+    def _enough(info):
+        """Return the components with which effects are right on average."""
+        return math.ceil(_ENOUGH * info["effective_dimension"])
 
     def design(self, solver):
         """Return the Jacobians of the training rows in the smaller of the two coordinates."""

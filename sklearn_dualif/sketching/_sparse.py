@@ -26,7 +26,7 @@ class SparsePanel:
     def add(self, result, values):
         """Add the projections of values (n, h, w) to ``result`` (n, h, m)."""
         columns = values.reshape(-1, values.shape[2]).T.contiguous()
-        flat = result.permute(2, 0, 1).flatten(1)
+        flat = result.permute(2, 0, 1).view(result.shape[2], -1)
         flat += _product(self.matrix, columns)
 
     def add_transposed(self, result, values):
