@@ -14,19 +14,19 @@ from os import PathLike
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
+from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils._param_validation import Interval, Options
 
 from ._store import stored_seed
 
 PANEL = 4096
 """Columns of a panel."""
-_TILE = 2**24
+_ROWS_AT_ONCE = 4096
 _KEPT_PANELS = 2**24
 
 
 class Projection(ABC):
-    """A random matrix ``P`` (m, d), a panel of columns at a time.
+    """A random matrix ``P`` (m, d).
 
     Parameters
     ----------
@@ -37,29 +37,63 @@ class Projection(ABC):
 
     Attributes
     ----------
+    scale : float
+        What the rows that are drawn are multiplied by.
     nested : bool
         Whether the first rows of a larger projection are those of a smaller one.
-    dense : bool
-        Whether panels are matrices, so that they can be applied to the factors of derivatives.
     factorized : bool
-        Whether it is one of layers, and has factors in the place of panels.
-    row_major : bool
-        Whether panels prefer results with the components last in memory.
+        Whether it is one of layers, with factors.
     ambient : int or None
         Dimension that rows are drawn from without replacement; None: they are independent.
     """
 
-    nested = True
-    dense = False
+    nested = False
     factorized = False
-    row_major = True
     ambient = None
 
     def __init__(self, n_components, n_features, seed):
         self.n_components = n_components
         self.n_features = n_features
         self.seed = seed
-        self._kept, self._buffer = {}, None
+        self._kept = {}
+
+    @abstractmethod
+    def __call__(self, values):
+        """Return ``values P^T`` (n, m) for a dense (n, d) tensor."""
+
+    @abstractmethod
+    def transposed(self, values):
+        """Return ``P^T values`` (d, k) for an (m, k) tensor."""
+
+    def generator(self, *key):
+        """Return the generator of random numbers that a key names."""
+        sequence = np.random.SeedSequence(self.seed, spawn_key=key)
+        return np.random.Generator(np.random.SFC64(sequence))
+
+    def __getstate__(self):
+        return {**vars(self), "_kept": {}}
+
+    def __repr__(self):
+        return (
+            f"<{type(self).__name__} of {self.n_features} features to {self.n_components} "
+            "components>"
+        )
+
+
+class PanelProjection(Projection):
+    """A projection whose columns come a panel at a time.
+
+    Attributes
+    ----------
+    dense : bool
+        Whether panels are matrices, so that they can be applied to the factors of derivatives.
+    row_major : bool
+        Whether panels prefer results with the components last in memory.
+    """
+
+    nested = True
+    dense = False
+    row_major = True
 
     @property
     def n_panels(self):
@@ -94,11 +128,6 @@ class Projection(ABC):
     def _panel(self, index, first, like):
         """Make what `panel` returns: something with ``add`` and ``add_transposed``."""
 
-    def generator(self, *key):
-        """Return the generator of random numbers that a key names."""
-        sequence = np.random.SeedSequence(self.seed, spawn_key=key)
-        return np.random.Generator(np.random.SFC64(sequence))
-
     def zeros(self, n, h, first, like):
         """Return room for the projections (n, h, m - first) of heads, laid out for the panels."""
         m = self.n_components - first
@@ -107,33 +136,20 @@ class Projection(ABC):
         return like.new_zeros(m, n, h).permute(1, 2, 0)
 
     def __call__(self, values):
-        """Return ``values P^T`` (n, m) for a dense (n, d) tensor."""
         result = self.zeros(len(values), 1, 0, values)
         for index in range(self.n_panels):
             start, stop = self.columns(index)
             panel = self.panel(index, 0, values)
-            step = max(1, _TILE // PANEL)
-            for rows in range(0, len(values), step):
-                part = slice(rows, min(len(values), rows + step))
-                panel.add(result[part], values[part, None, start:stop])
+            for rows in gen_batches(len(values), _ROWS_AT_ONCE):
+                panel.add(result[rows], values[rows, None, start:stop])
         return result[:, 0].contiguous() * self.scale
 
     def transposed(self, values):
-        """Return ``P^T values`` (d, k) for an (m, k) tensor."""
         result = values.new_zeros(self.n_features, values.shape[1])
         for index in range(self.n_panels):
             start, stop = self.columns(index)
             self.panel(index, 0, values).add_transposed(result[start:stop], values)
         return result * self.scale
-
-    def __getstate__(self):
-        return {**vars(self), "_kept": {}, "_buffer": None}
-
-    def __repr__(self):
-        return (
-            f"<{type(self).__name__} of {self.n_features} features to {self.n_components} "
-            "components>"
-        )
 
 
 class Sketch(BaseEstimator, ABC):

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from ._base import PANEL, Projection, Sketch
+from ._base import PANEL, PanelProjection, Sketch
 
 _ROWS = 256
 
@@ -26,10 +26,14 @@ class DensePanel:
         result.addmm_(self.matrix.T, values)
 
 
-class DenseProjection(Projection):
+class DenseProjection(PanelProjection):
     """Independent entries, drawn in tiles of 256 rows of a panel."""
 
     dense = True
+    _buffer = None
+
+    def __getstate__(self):
+        return {**super().__getstate__(), "_buffer": None}
 
     def _panel(self, index, first, like):
         start, stop = self.columns(index)

@@ -76,8 +76,8 @@ class FactorizedProjection(Projection):
         ``m_E`` and ``m_A`` of each layer.
     """
 
-    nested = False
     factorized = True
+    scale = 1.0
 
     def __init__(self, layers, n_components, seed):
         self.layers = layers
@@ -86,8 +86,6 @@ class FactorizedProjection(Projection):
         super().__init__(sum(sizes), sum(layer.size for layer in layers), seed)
         ends = np.cumsum([0, *sizes]).tolist()
         self.places = [slice(*ends[k : k + 2]) for k in range(len(sizes))]
-
-    scale = 1.0
 
     def factors(self, index, like):
         """Return ``P_E`` and ``P_A`` of a layer; None for an identity."""
@@ -105,9 +103,6 @@ class FactorizedProjection(Projection):
     def _factor(self, index, side, size, full, like):
         entries = self.generator(index, side).standard_normal((size, full), dtype=np.float32)
         return torch.from_numpy(entries).to(like) * size**-0.5
-
-    def _panel(self, index, first, like):
-        raise NotImplementedError("A factorised projection has factors, not panels.")
 
     def __call__(self, values):
         parts = []

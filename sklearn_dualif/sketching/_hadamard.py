@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy.linalg import hadamard
 
-from ._base import PANEL, Projection, Sketch
+from ._base import PANEL, PanelProjection, Sketch
 
 _FACTOR = 64
 
@@ -63,7 +63,7 @@ def transform(values):
     return values.reshape(shape)
 
 
-class HadamardProjection(Projection):
+class HadamardProjection(PanelProjection):
     """Rows of a Hadamard matrix with random signs of the columns."""
 
     def __init__(self, n_components, n_features, seed):

@@ -8,7 +8,7 @@ import torch
 from scipy import sparse
 from sklearn.utils._param_validation import Interval
 
-from ._base import Projection, Sketch
+from ._base import PanelProjection, Sketch
 
 
 class SparsePanel:
@@ -39,7 +39,7 @@ def _product(matrix, columns):
     return torch.from_numpy(matrix @ columns.cpu().numpy()).to(columns)
 
 
-class SparseProjection(Projection):
+class SparseProjection(PanelProjection):
     """``s`` entries of plus or minus ``(m / s) ** 0.5`` in each column, one in each of s bands."""
 
     nested = False
