@@ -4,11 +4,15 @@ from ._estimator import InfluenceEstimator
 
 __version__ = "0.1.0"
 
-__all__ = ["InfluenceEstimator", "TorchModel", "__version__", "linearize"]
+__all__ = ["CheckpointRecorder", "InfluenceEstimator", "TorchModel", "__version__", "linearize"]
 
 
 def __getattr__(name):
-    # These need torch, whose import takes seconds.
+    # These need torch, or skorch, whose import takes seconds.
+    if name == "CheckpointRecorder":
+        from .models._checkpoints import CheckpointRecorder
+
+        return CheckpointRecorder
     if name == "TorchModel":
         from .models import TorchModel
 

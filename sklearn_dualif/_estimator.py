@@ -69,11 +69,15 @@ class InfluenceEstimator(
         the value of a grid with the least leave-one-out squared error from one decomposition
         (Ridge, RidgeClassifier, KernelRidge): 49 values from 1e-8 to 1e4 times the mean non-zero
         eigenvalue of the kernel matrix.
-    curvature : {"gauss_newton", "empirical_fisher", "kfac"}, default="gauss_newton"
+    curvature : {"gauss_newton", "empirical_fisher", "kfac", "identity"}, default="gauss_newton"
         What stands between gradients: the curvature of the loss, or the outer product of each row's
         gradient, which does not give the effects of a refit. "kfac" approximates the former for
         networks, layer by layer in the eigenbases of Kronecker factors (EK-FAC), at a cost that
         goes with rows times parameters; leverages can then be larger than the number of outputs.
+        "identity" puts nothing between gradients: their inner products are Hessian-free scores,
+        which rank rows but are no effects of removal. Of an estimator with it, only `influence`,
+        ``influence_``, ``self_influence_`` (the squared length of a gradient) and `transform` can
+        be asked, and ``order`` is not used.
     objective : {"loss", "prediction", "margin"} or Loss, default="loss"
         What `influence` and ``influence_`` are about.
     order : {"newton", "first", "exact"}, default="newton"
@@ -88,6 +92,14 @@ class InfluenceEstimator(
         One of `sklearn_dualif.sketching`: effects are then those of random projections of the
         Jacobians, whose size goes with ``n_components`` and not with rows or parameters. None:
         exact Jacobians.
+    normalize : bool, default=False
+        With ``curvature="identity"``, whether `influence` and ``influence_`` are cosines of the
+        angle between gradients.
+    checkpoints : bool, CheckpointRecorder, path or list of (state_dict, float), default=True
+        With ``curvature="identity"``, states of a network during its training, whose scores are
+        added up in proportion to the learning rate (TracIn). True: those that come with the model,
+        from a `CheckpointRecorder` among the callbacks of a skorch net or from a `TorchModel`, if
+        any. False: the fitted parameters alone.
     parameters : list of str, str or None, default=None
         Names of the parameters of a network that may move, as in ``module.named_parameters()``, or
         glob patterns of them; those of the layers of a perceptron are "0.weight", "0.bias",
@@ -118,8 +130,8 @@ class InfluenceEstimator(
     Attributes
     ----------
     estimator_ : estimator
-        The fitted clone. With ``solver="iterative"`` or ``curvature="kfac"``, the next five are
-        computed when they are first asked for.
+        The fitted clone. With ``solver="iterative"`` or ``curvature="kfac"`` or "identity", the
+        next five are computed when they are first asked for.
     self_influence_ : (n_train,) array
         Effect of removing row i on its own loss. Large for atypical and mislabelled rows.
     influence_ : (n_train,) array
@@ -133,7 +145,8 @@ class InfluenceEstimator(
         Loss of each row under the model without it.
     stationarity_ : float
         Norm of the objective's gradient at the fitted parameters, in units of a typical row's.
-        Networks are not moved to the optimum; above 0.1 a warning says so.
+        Networks are not moved to the optimum; above 0.1 a warning says so. None with
+        ``curvature="identity"``.
     relative_move_ : float or None
         How far training moved the parameters that may move: the norm of the way, over that of the
         initial ones. Above 1, networks trained anew may end up elsewhere. Known of perceptrons with
@@ -147,6 +160,7 @@ class InfluenceEstimator(
         kernel kept, "relative_error" of first-order effects as estimated on the losses of the
         training rows "queries", "residual_trace" and "largest_residual" (diagonal entry) of what is
         left out in units of the ridge, "iterations" (estimates made) and "bytes" of the factor.
+        With ``curvature="identity"`` the number of "checkpoints", 0 without any.
     sketch_info_ : dict or None
         Of a sketch: "n_components" (None where one of size "auto" found the exact form smaller,
         which was then used), "effective_dimension" of the matrix that it stands for,
@@ -225,6 +239,8 @@ class InfluenceEstimator(
         "order": [str],
         "solver": [str],
         "sketch": "no_validation",
+        "normalize": ["boolean"],
+        "checkpoints": "no_validation",
         "parameters": "no_validation",
         "tol": [Interval(Real, 0, 1, closed="neither")],
         "memory_limit": [str, Real, None],
@@ -246,6 +262,8 @@ class InfluenceEstimator(
         order="newton",
         solver="auto",
         sketch=None,
+        normalize=False,
+        checkpoints=True,
         parameters=None,
         tol=1e-3,
         memory_limit=None,
@@ -263,6 +281,8 @@ class InfluenceEstimator(
         self.order = order
         self.solver = solver
         self.sketch = sketch
+        self.normalize = normalize
+        self.checkpoints = checkpoints
         self.parameters = parameters
         self.tol = tol
         self.memory_limit = memory_limit
@@ -342,7 +362,13 @@ class InfluenceEstimator(
     def _diagnostic(self, name):
         if "_diagnostics" not in vars(self):
             raise AttributeError(f"{type(self).__name__} has no {name} yet. Call fit first.")
-        return self._diagnostics.compute()[name]
+        values = self._diagnostics.compute()
+        if name not in values:
+            raise AttributeError(
+                f"curvature='identity' gives scores, not effects of removal, and no {name}. Use "
+                "curvature='gauss_newton'."
+            )
+        return values[name]
 
     # Single rows -------------------------------------------------------------------------------
 
@@ -464,6 +490,8 @@ class InfluenceEstimator(
             raise ValueError(f"k={k!r} must be a whole number of at least 1.")
         if y is None and objective is None:
             objective = "prediction"
+        if not self._engine.gives_effects:
+            self._engine.no_effects()
         effects = self.influence(X, y, objective=objective)
         k = min(int(k), effects.shape[1])
         order = np.argsort(-np.abs(effects), axis=1, kind="stable")[:, :k]

@@ -11,7 +11,7 @@ from sklearn.base import clone
 from sklearn.utils.validation import _check_sample_weight, _num_samples, check_consistent_length
 
 from .exceptions import UnsupportedOptionError
-from .influence import build_engine, build_problem, leave_one_out_ridge
+from .influence import build_engine, build_problem, build_scores, leave_one_out_ridge
 from .linalg import parse_bytes
 from .losses import HalfSquaredError
 from .models import (
@@ -28,6 +28,9 @@ from .models import (
 )
 from .objectives import TrainingLoss, resolve_objective
 
+# Forms whose diagnostics cost more than their fit: computed when they are asked for.
+_LAZY = ("iterative", "kfac", "identity")
+
 
 def fit_influence(influence, X, y, X_val, y_val, fit_params):
     """Fit the wrapped model, factorize its curvature and set all fitted attributes.
@@ -42,7 +45,7 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
         For the wrapped model's ``fit``.
     """
     started = time.perf_counter()
-    memory_limit = parse_bytes(influence.memory_limit)
+    parse_bytes(influence.memory_limit)
     check_supported(influence.estimator)
     if _num_samples(X) < 2:
         raise ValueError(
@@ -53,15 +56,69 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
     progress.call_on_fit_task_begin(estimator=influence)
     torch_state = torch.get_rng_state()
     with _stage(progress, influence, 0):
-        fitted, model, weights, conversion, damping = fit_model(influence, X, y, fit_params)
+        fitted = fit_model(influence, X, y, fit_params)
+    with _stage(progress, influence, 1):
+        if influence.curvature == "identity":
+            engine = _build_scores(influence, X, y, fitted)
+        else:
+            engine = _build_effects(influence, X, y, fitted)
+    with _stage(progress, influence, 2):
+        model = engine.model
+        objective = resolve_objective(influence.objective, model)
+        values = _attributes(engine)
+        diagnostics = Diagnostics(engine, objective)
+        if X_val is not None:
+            diagnostics.average_over(X_val, y_val)
+        if engine.form not in _LAZY:
+            diagnostics.compute()
+    for name, value in values.items():
+        setattr(influence, name, value)
+    influence.estimator_ = fitted.estimator
+    influence._conversion = fitted.conversion
+    influence._engine = engine
+    influence._diagnostics = diagnostics
+    influence._sample_weight = fitted.weights
+    influence._train_index = X.index.copy() if hasattr(X, "iloc") else None
+    # What a refit without some rows starts from; references, not copies.
+    influence._X_train, influence._y_train, influence._fit_params = X, y, dict(fit_params)
+    influence._torch_state = torch_state
+    for name in ("classes_", "n_features_in_", "feature_names_in_"):
+        if hasattr(fitted.estimator, name):
+            setattr(influence, name, getattr(fitted.estimator, name))
+        elif hasattr(influence, name):
+            delattr(influence, name)
+    if model.targets.classes is not None:
+        influence.classes_ = model.targets.classes
+    progress.call_on_fit_task_end(estimator=influence)
+    if influence.verbose:
+        info = engine.solver_info
+        parts = [
+            f"{type(model.estimator).__name__}: {engine.form} form",
+            f"{len(fitted.weights)} rows",
+        ]
+        if engine.gives_effects:
+            parts += [
+                f"{info.get('size', engine.curvature.width)} coordinates",
+                f"ridge {influence.ridge_}",
+                f"effective dimension {influence.effective_dimension_:.4g}",
+            ]
+        _print(", ".join([*parts, f"{time.perf_counter() - started:.2f} s"]))
+
+
+def _print(line):
+    print(f"[InfluenceEstimator] {line}")
+
+
+def _build_effects(influence, X, y, fitted):
+    """Return the `InfluenceEngine` of a fitted model."""
     problem, damping = build_problem(
-        model,
+        fitted.model,
         X,
         y,
-        weights,
+        fitted.weights,
         influence.solver,
-        memory_limit,
-        damping,
+        parse_bytes(influence.memory_limit),
+        fitted.damping,
         fisher=influence.curvature == "empirical_fisher",
         kfac=influence.curvature == "kfac",
         tol=influence.tol,
@@ -69,53 +126,44 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
         sketch=influence.sketch,
         report=_print if influence.verbose else None,
     )
-    with _stage(progress, influence, 1):
-        engine = build_engine(
-            problem,
-            damping,
-            order=influence.order,
-            batch_size=influence.batch_size,
-            frozen=is_frozen(influence.estimator),
-        )
-    with _stage(progress, influence, 2):
-        objective = resolve_objective(influence.objective, model)
-        values = _attributes(engine)
-        diagnostics = Diagnostics(engine, objective)
-        if X_val is not None:
-            diagnostics.average_over(X_val, y_val)
-        if engine.curvature.name not in ("iterative", "kfac"):
-            diagnostics.compute()
-    for name, value in values.items():
-        setattr(influence, name, value)
-    influence.estimator_ = fitted
-    influence._conversion = conversion
-    influence._engine = engine
-    influence._diagnostics = diagnostics
-    influence._sample_weight = weights
-    influence._train_index = X.index.copy() if hasattr(X, "iloc") else None
-    # What a refit without some rows starts from; references, not copies.
-    influence._X_train, influence._y_train, influence._fit_params = X, y, dict(fit_params)
-    influence._torch_state = torch_state
-    for name in ("classes_", "n_features_in_", "feature_names_in_"):
-        if hasattr(fitted, name):
-            setattr(influence, name, getattr(fitted, name))
-        elif hasattr(influence, name):
-            delattr(influence, name)
-    if model.targets.classes is not None:
-        influence.classes_ = model.targets.classes
-    progress.call_on_fit_task_end(estimator=influence)
-    if influence.verbose:
-        size = engine.solver_info.get("size", engine.curvature.width)
-        _print(
-            f"{type(model.estimator).__name__}: {engine.curvature.name} form, "
-            f"{len(weights)} rows, {size} coordinates, ridge {influence.ridge_}, "
-            f"effective dimension {influence.effective_dimension_:.4g}, "
-            f"{time.perf_counter() - started:.2f} s"
-        )
+    return build_engine(
+        problem,
+        damping,
+        order=influence.order,
+        batch_size=influence.batch_size,
+        frozen=is_frozen(influence.estimator),
+    )
 
 
-def _print(line):
-    print(f"[InfluenceEstimator] {line}")
+def _build_scores(influence, X, y, fitted):
+    """Return the `InnerProductEngine` of a fitted model."""
+    if fitted.damping is not None:
+        raise UnsupportedOptionError(
+            f"ridge={influence.ridge!r} would damp the curvature of "
+            f"{type(fitted.model.estimator).__name__}, and curvature='identity' has none. Use "
+            "ridge='model'."
+        )
+    checkpoints = None
+    if isinstance(fitted.model, NetworkModel):
+        from .models._checkpoints import as_checkpoints, own_checkpoints
+
+        if influence.checkpoints is True:
+            checkpoints = own_checkpoints(fitted.model)
+        elif influence.checkpoints is not False:
+            checkpoints = as_checkpoints(influence.checkpoints)
+    elif not isinstance(influence.checkpoints, bool):
+        raise UnsupportedOptionError(
+            f"checkpoints={influence.checkpoints!r} are of networks; leave checkpoints=True for "
+            f"{type(fitted.model.estimator).__name__}."
+        )
+    return build_scores(
+        fitted.model,
+        X,
+        y,
+        fitted.weights,
+        checkpoints=checkpoints,
+        normalize=influence.normalize,
+    )
 
 
 class FittedModel(NamedTuple):
@@ -303,10 +351,12 @@ class Diagnostics:
     def compute(self):
         """Return the fitted attributes by name."""
         engine, model = self._engine, self._engine.model
-        if "leverage_" not in self._values:
+        if "self_influence_" not in self._values:
+            own = engine.self_influence(TrainingLoss(model)).numpy()
+            self._values["self_influence_"] = own
+        if engine.gives_effects and "leverage_" not in self._values:
             leverage = engine.leverage().numpy()
             self._values |= {
-                "self_influence_": engine.self_influence(TrainingLoss(model)).numpy(),
                 "leverage_": leverage,
                 "effective_dimension_": float(leverage.sum()),
                 "loo_loss_": model.loss.value(engine.problem.y, engine.loo_outputs()).numpy(),
@@ -324,7 +374,7 @@ def _attributes(engine):
     return {
         "stationarity_": engine.stationarity,
         "relative_move_": model.relative_move if isinstance(model, NetworkModel) else None,
-        "solver_": engine.curvature.name,
+        "solver_": engine.form,
         "solver_info_": engine.solver_info,
         "sketch_info_": engine.sketch_info,
         "ridge_": float(ridge[0]) if np.ptp(ridge) == 0 else ridge.copy(),

@@ -4,7 +4,7 @@ import numbers
 
 import numpy as np
 
-CURVATURES = ("gauss_newton", "empirical_fisher", "kfac")
+CURVATURES = ("gauss_newton", "empirical_fisher", "kfac", "identity")
 
 
 def check_positions(indices, n_rows, *, keep_some=True):
@@ -73,8 +73,8 @@ def check_known_options(estimator):
     """Raise for options whose other values this version does not have."""
     if estimator.curvature not in CURVATURES:
         raise ValueError(
-            f"curvature={estimator.curvature!r} is not available in this version; choose "
-            "curvature='gauss_newton', 'empirical_fisher' or 'kfac'."
+            f"curvature={estimator.curvature!r} is not known. Choose 'gauss_newton', "
+            "'empirical_fisher', 'kfac' or 'identity'."
         )
     if estimator.sketch is not None:
         from .sketching import Sketch
@@ -97,6 +97,7 @@ def check_known_options(estimator):
             )
     if estimator.curvature == "kfac":
         _check_goes_with_kfac(estimator)
+    _check_scores(estimator)
     if not isinstance(estimator.dtype, str) or estimator.dtype not in ("float64", "float32"):
         raise ValueError(f"dtype={estimator.dtype!r} is not known. Choose 'float64' or 'float32'.")
     if estimator.solver not in ("auto", "primal", "dual", "iterative"):
@@ -104,6 +105,26 @@ def check_known_options(estimator):
             f"solver={estimator.solver!r} is not known; choose 'auto', 'primal', 'dual' or "
             "'iterative'."
         )
+
+
+def _check_scores(estimator):
+    """Raise for options of effects with scores, and the other way round."""
+    if estimator.curvature == "identity":
+        for name, default in (("solver", "auto"), ("sketch", None)):
+            value = getattr(estimator, name)
+            if value != default:
+                raise ValueError(
+                    f"{name}={value!r} is a way to invert a curvature, and curvature='identity' "
+                    f"inverts none. Use {name}={default!r} with it, or curvature='gauss_newton'."
+                )
+        return
+    for name, default in (("normalize", False), ("checkpoints", True)):
+        value = getattr(estimator, name)
+        if value is not default:
+            raise ValueError(
+                f"{name}={value!r} is for curvature='identity', which scores rows by inner "
+                f"products; with curvature={estimator.curvature!r} use {name}={default!r}."
+            )
 
 
 def _check_goes_with_kfac(estimator):
@@ -122,7 +143,7 @@ def _check_goes_with_kfac(estimator):
 
 def check_order(order, curvature="gauss_newton"):
     """Raise unless order is a known name that the curvature has."""
-    if order == "exact" and curvature != "gauss_newton":
+    if order == "exact" and curvature in ("empirical_fisher", "kfac"):
         raise ValueError(
             f"order='exact' finds the optimum itself, whatever the curvature; with "
             f"curvature={curvature!r} choose order='newton' or 'first'."

@@ -2,6 +2,7 @@
 
 from ._dimension import curvature_spectrum, usual_ridges
 from ._engine import InfluenceEngine
+from ._inner_product import build_scores
 from ._problem import TrainingProblem
 from ._ridge_path import leave_one_out_ridge
 from ._setup import build_engine, build_problem
@@ -11,6 +12,7 @@ __all__ = [
     "TrainingProblem",
     "build_engine",
     "build_problem",
+    "build_scores",
     "curvature_spectrum",
     "leave_one_out_ridge",
     "usual_ridges",

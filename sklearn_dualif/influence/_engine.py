@@ -39,6 +39,7 @@ class InfluenceEngine:
     """
 
     moves_to_optimum = True
+    gives_effects = True
 
     def __init__(self, problem, *, damping, order, batch_size, frozen):
         self.problem = problem
@@ -124,6 +125,11 @@ class InfluenceEngine:
                 NotStationaryWarning,
                 stacklevel=2,
             )
+
+    @property
+    def form(self):
+        """Name of the form that was chosen."""
+        return self.curvature.name
 
     @property
     def ridge(self):

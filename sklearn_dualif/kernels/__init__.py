@@ -2,15 +2,18 @@
 
 from ._basis import KernelBasis, NystromDesign, ParameterBasis, SketchBasis, TangentDesign
 from ._features import KernelFeatures, LinearFeatures, as_tensor
+from ._gradients import HeadGradients, KernelGradients
 from ._kronecker import KroneckerBasis, KroneckerDesign
 from ._linear_network import LinearNetwork
 from ._network import Network
 from ._tangent import Heads, TangentFeatures
 
 __all__ = [
+    "HeadGradients",
     "Heads",
     "KernelBasis",
     "KernelFeatures",
+    "KernelGradients",
     "KroneckerBasis",
     "KroneckerDesign",
     "LinearFeatures",

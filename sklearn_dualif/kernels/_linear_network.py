@@ -131,8 +131,11 @@ class LinearNetwork:
         moved = inputs.dot(self.weights.T.contiguous())
         return moved @ self._outward.T + self._free[0] @ self.shifts
 
-    def derivatives(self, inputs):
-        """Return the penalised and the free blocks of rows, heads the outputs."""
+    def derivatives(self, inputs, root=None):
+        """Return the penalised and the free blocks of rows.
+
+        Their heads are the outputs, or with a root (n, C, q) its combinations ``root^T z``.
+        """
         n, target = len(inputs), slice(0, self.n_penalized)
         sensitivities = self._sensitivities.expand(n, -1, -1, -1)
         if inputs.is_sparse:
@@ -140,4 +143,6 @@ class LinearNetwork:
         else:
             block = WeightBlock(inputs.matrix[:, None], sensitivities, target, None)
         free = DenseBlock(self._free.expand(n, -1, -1), slice(0, self.n_free))
+        if root is not None:
+            block, free = block.mixed(root), free.mixed(root)
         return [block], [free] if self.n_free else []

@@ -158,21 +158,25 @@ class Network:
                 outputs = functional_call(self.module, values, (inputs,), tie_weights=False)
         return outputs if self.readout is None else self.readout(outputs)
 
-    def derivatives(self, inputs):
-        """Return the penalised and the free blocks of rows, heads the outputs."""
+    def derivatives(self, inputs, root=None):
+        """Return the penalised and the free blocks of rows.
+
+        Their heads are the outputs, or with a root (n, C, q) its combinations ``root^T z``.
+        """
         z, records = self._forward(inputs)
         # A node stands for the rows of the batch: the sum over rows gives each row its own.
-        sensitivities = _gradients(z.sum(0), [node for _, node in records], 1) if records else []
+        heads = z.sum(0) if root is None else (z.unsqueeze(2) * root.to(z)).sum((0, 1))
+        sensitivities = _gradients(heads, [node for _, node in records], 1) if records else []
         penalized, free = [], []
         for (names, layer), (x, _), e in zip(self.layers, records, sensitivities, strict=True):
             for part in HANDLERS[type(layer)](layer, x, e):
                 self._add_blocks(part.to(self.dtype), names, penalized, free)
         for name, values in self._explicit(inputs).items():
             place = self.places[name]
-            values = values.reshape(*values.shape[:2], -1)
-            (free if place.free else penalized).append(
-                DenseBlock((values * place.scale).to(self.dtype), place.target)
-            )
+            values = values.reshape(*values.shape[:2], -1) * place.scale
+            block = DenseBlock(values.to(self.dtype), place.target)
+            block = block if root is None else block.mixed(root)
+            (free if place.free else penalized).append(block)
         return penalized, free
 
     # Known layers ------------------------------------------------------------------------------

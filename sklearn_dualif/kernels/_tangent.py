@@ -229,10 +229,8 @@ class TangentFeatures:
         """
         batches = []
         for rows in gen_batches(len(self.inputs), self.batch_rows):
-            penalized, free = self.network.derivatives(self.inputs[rows])
-            if root is not None:
-                penalized = [block.mixed(root[rows]) for block in penalized]
-                free = [block.mixed(root[rows]) for block in free]
+            own = None if root is None else root[rows]
+            penalized, free = self.network.derivatives(self.inputs[rows], own)
             if prepared:
                 penalized = [part for block in penalized for part in block.prepared()]
             batches.append((penalized, free))

@@ -75,6 +75,9 @@ class ModelFunction(ABC):
     n_latent: int
     transformers: tuple = field(default=())
 
+    # How many units of `loss` the loss of a row stands for in the training.
+    loss_unit = 1.0
+
     def after(self, transformer):
         """Return this model behind one more fitted transformer."""
         return replace(self, transformers=(transformer, *self.transformers))
@@ -235,7 +238,8 @@ class LinearModel(ModelFunction):
         weights[: self.n_outputs] = self.coef
         if self.intercept_constant is None:
             return as_tensor(weights)
-        column = self.intercept / self.intercept_constant
+        column = np.zeros(self.n_latent)
+        column[: self.n_outputs] = self.intercept / self.intercept_constant
         return as_tensor(np.column_stack([weights, column]))
 
     @property

@@ -1,6 +1,6 @@
 """Linear models seen as networks: one kernel for all outputs, parameters taken as fitted."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -41,6 +41,12 @@ class LinearNetworkModel(CoupledOutputs, LinearModel):
         values = {field.name: getattr(model, field.name) for field in fields(LinearModel)}
         values["penalty"] = Penalty(largest, model.penalty.scales_with)
         return cls(**values, relative=strengths / largest if largest > 0 else 1.0 + strengths)
+
+    @classmethod
+    def weighing_alike(cls, model):
+        """Return a linear model in which all parameters count alike, as if penalised alike."""
+        constant = 1.0 if model.fit_intercept else None
+        return cls.of(replace(model, penalty=Penalty(np.ones(1)), intercept_constant=constant))
 
     def ridges(self, ridge):
         """Return the ridge of each output from that of the largest penalty."""

@@ -44,6 +44,8 @@ class NetworkModel(CoupledOutputs, ModelFunction):
         Applied to what the module returns.
     network : Network or None
         The private copy that derivatives are taken of; made by `prepared`.
+    loss_unit : float
+        How many units of `loss` the loss of a row stands for in the training.
     is_native : bool
         Whether there are exact forms that do without a network.
     """
@@ -52,6 +54,7 @@ class NetworkModel(CoupledOutputs, ModelFunction):
     decay: Decay | None = None
     readout: object = None
     network: Network | None = None
+    loss_unit: float = 1.0
 
     is_native = False
 
@@ -81,6 +84,30 @@ class NetworkModel(CoupledOutputs, ModelFunction):
         )
         penalty = Penalty(np.array([largest]), self.decay.scales_with)
         return replace(self, network=network, penalty=penalty)._with_outputs(network.n_outputs)
+
+    def weighing_alike(self, inputs, *, module=None, rate=None):
+        """Return this prepared model with a network whose kernel is ``sum_j rate_j J_j J_j^T``.
+
+        Parameters
+        ----------
+        inputs : tensor
+            Some rows as the module takes them.
+        module : torch.nn.Module or None
+            In another state; None: as fitted.
+        rate : callable or None
+            ``rate(name)`` of a parameter; those of rate 0 do not move. None: all are 1.
+        """
+        module = self.module if module is None else module
+        rates = {name: 1.0 if rate is None else rate(name) for name in self.network.places}
+        network = Network(
+            module,
+            {name: 1.0 / value for name, value in rates.items() if value > 0},
+            inputs,
+            readout=self.readout,
+            dtype=self.network.dtype,
+            device=self.network.device,
+        )
+        return replace(self, module=module, network=network)
 
     def ridges(self, ridge):
         """Return the ridge of each output: all have the same."""

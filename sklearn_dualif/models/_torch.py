@@ -47,6 +47,7 @@ class TorchNetwork(NetworkModel):
             penalty=penalty,
             n_outputs=n_outputs,
             n_latent=n_outputs,
+            loss_unit=per_mean,
         )
 
     def _trained_on(self, n_outputs):

@@ -63,6 +63,9 @@ class TorchModel(BaseEstimator):
         there is one for each class, or else ``range(n_classes)`` if they are integers within it.
         Metrics that pair the columns of `predict_proba` with sorted labels, such as
         `sklearn.metrics.log_loss`, ask for sorted classes.
+    checkpoints : CheckpointRecorder, path or list of (state_dict, float), default=None
+        States of the module during its training, with the learning rates of the steps from there,
+        for `InfluenceEstimator` with ``curvature="identity"``. A path: the folder of a recorder.
 
     Attributes
     ----------
@@ -100,11 +103,14 @@ class TorchModel(BaseEstimator):
     True
     """
 
-    def __init__(self, module, *, loss="cross_entropy", weight_decay=0.0, classes=None):
+    def __init__(
+        self, module, *, loss="cross_entropy", weight_decay=0.0, classes=None, checkpoints=None
+    ):
         self.module = module
         self.loss = loss
         self.weight_decay = weight_decay
         self.classes = classes
+        self.checkpoints = checkpoints
 
     def fit(self, X, y, sample_weight=None, **params):
         """Check that the module, the options and the rows fit together; train nothing.

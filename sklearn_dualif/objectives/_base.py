@@ -16,6 +16,7 @@ class Objective(ABC):
 
     requires_y = False
     linear = False
+    aggregate = False
 
     def __init__(self, model):
         self.model = model
