@@ -91,14 +91,19 @@ def snapshots_of(model, features, checkpoints):
         return [Snapshot(model)]
     if checkpoints is None:
         return [Snapshot(model.weighing_alike(features.inputs))]
+    moving = [p for p in checkpoints if any(p.rate(name) > 0 for name in model.network.places)]
+    if not moving:
+        raise ValueError(
+            "The learning rate is 0 at every checkpoint, which leaves no score. Give rates above "
+            "0, or use checkpoints=False."
+        )
     return [
         Snapshot(
             model.weighing_alike(
                 features.inputs, module=point.module(model.module), rate=point.rate
             )
         )
-        for point in checkpoints
-        if any(point.rate(name) > 0 for name in model.network.places)
+        for point in moving
     ]
 
 
