@@ -193,6 +193,25 @@ def dattri_trak(module, train, test, dimension=512):
     return attributor.attribute(loader(test, 32)).detach().numpy().T
 
 
+def dattri_graddot(module, train, test, size=100):
+    """Scores by ``TracInAttributor`` at the end of training: inner products of gradients."""
+    from dattri.algorithm.tracin import TracInAttributor
+    from dattri.task import AttributionTask
+
+    def row_loss(parameters, row):
+        inputs, label = row
+        return cross_entropy(functional_call(module, parameters, inputs[None]), label[None])
+
+    attributor = TracInAttributor(
+        AttributionTask(row_loss, module, module.state_dict()),
+        weight_list=torch.ones(1),
+        normalized_grad=False,
+    )
+    attributor.projector_kwargs = None  # as an argument, None means its default projection
+    scores = attributor.attribute(loader(train, size), loader(test, size))
+    return scores.detach().numpy().T
+
+
 def dattri_projection(kind, d, m):
     """Return a function that projects gradients (n, d): dattri's projection for processors."""
     from dattri.func.projection import random_project
@@ -212,6 +231,15 @@ def dattri_projection(kind, d, m):
 
 def kronfluence_ekfac(module, train, test):
     """Scores by EK-FAC with kronfluence's defaults, the ridge as damping."""
+    return _kronfluence(module, train, test, "ekfac") / len(train[1])
+
+
+def kronfluence_identity(module, train, test):
+    """Scores by its strategy "identity": inner products of gradients."""
+    return _kronfluence(module, train, test, "identity")
+
+
+def _kronfluence(module, train, test, strategy):
     from kronfluence.analyzer import Analyzer, prepare_model
     from kronfluence.arguments import FactorArguments, ScoreArguments
     from kronfluence.task import Task
@@ -231,7 +259,7 @@ def kronfluence_ekfac(module, train, test):
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         analyzer = Analyzer(
-            "ekfac",
+            strategy,
             prepare_model(copy.deepcopy(module), task),
             task,
             cpu=True,
@@ -243,7 +271,7 @@ def kronfluence_ekfac(module, train, test):
             "factors",
             rows,
             per_device_batch_size=min(512, len(rows)),
-            factor_args=FactorArguments(strategy="ekfac"),
+            factor_args=FactorArguments(strategy=strategy),
         )
         analyzer.compute_pairwise_scores(
             "scores",
@@ -255,7 +283,7 @@ def kronfluence_ekfac(module, train, test):
             score_args=ScoreArguments(damping_factor=DECAY),
         )
         scores = analyzer.load_pairwise_scores("scores")["all_modules"]
-    return scores.numpy() / len(rows)
+    return scores.numpy()
 
 
 # traker -------------------------------------------------------------------------------------------
@@ -371,6 +399,27 @@ def captum_tracin(module, train, test):
         checkpoints=["end"],
         checkpoints_load_func=load,
         loss_fn=torch.nn.CrossEntropyLoss(reduction="sum"),
+    )
+    return found.influence(test).detach().numpy()
+
+
+def captum_tracincp(states, rates, module, train, test):
+    """Scores by ``TracInCP`` over checkpoints, all layers."""
+    from captum.influence import TracInCP
+
+    module = copy.deepcopy(module)
+
+    def load(model, number):
+        model.load_state_dict(states[int(number)])
+        return rates[int(number)]
+
+    found = TracInCP(
+        module,
+        loader(train, 100),
+        checkpoints=[str(number) for number in range(len(states))],
+        checkpoints_load_func=load,
+        loss_fn=torch.nn.CrossEntropyLoss(reduction="sum"),
+        sample_wise_grads_per_batch=True,
     )
     return found.influence(test).detach().numpy()
 
