@@ -14,11 +14,9 @@ from sklearn.utils import gen_batches
 from ..exceptions import InfluenceWarning, MemoryLimitError
 from ..kernels import LinearFeatures, SketchBasis, TangentDesign
 from ..linalg import column_gram
-from ..sketching import FactorizedSpectrum, SketchedSpectrum, SketchStore
+from ..sketching import ENOUGH, FactorizedSpectrum, SketchedSpectrum, SketchStore
 
 _FIRST_SIZE = 256
-# Of the effective dimension: from here on the spectrum of the sketch tells it.
-_ENOUGH = 1.5
 _BLOCK = 2**23
 _BATCH_DOUBLES = 2**26
 _NEGLIGIBLE = 1e-12
@@ -159,7 +157,7 @@ class SketchedTangent:
         while True:
             self._grow(size)
             sketched = self.spectrum.sketched_ridge(self.ridge)
-            if sketched is not None and size >= _ENOUGH * self.spectrum.dimension(sketched):
+            if sketched is not None and size >= ENOUGH * self.spectrum.dimension(sketched):
                 break
             if size >= min(self._largest, self.exact_rank):
                 return
@@ -286,7 +284,7 @@ class SketchedTangent:
     @staticmethod
     def _enough(info):
         """Return the components with which effects are right on average."""
-        return math.ceil(_ENOUGH * info["effective_dimension"])
+        return math.ceil(ENOUGH * info["effective_dimension"])
 
     def design(self, solver):
         """Return the Jacobians of the training rows in the smaller of the two coordinates."""

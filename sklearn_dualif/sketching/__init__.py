@@ -6,10 +6,11 @@ from ._factorized import FactorizedSketch, Layer
 from ._factorized_spectrum import FactorizedSpectrum
 from ._hadamard import HadamardSketch
 from ._sparse import SparseSketch
-from ._spectrum import SketchedSpectrum
+from ._spectrum import ENOUGH, SketchedSpectrum
 from ._store import SketchStore, remove_store, repair_store
 
 __all__ = [
+    "ENOUGH",
     "FactorizedSketch",
     "FactorizedSpectrum",
     "GaussianSketch",

@@ -24,12 +24,8 @@ import numpy as np
 from scipy.linalg import LinAlgError, cholesky
 from scipy.optimize import brentq
 
-from ._spectrum import SketchedSpectrum
-
-_MAX_STEPS = 50
-_TIGHT = 1e-6
-# Of the dimension: with fewer components it comes out too small.
-_ENOUGH = 1.5
+from ._ascent import maximised
+from ._spectrum import ENOUGH, SketchedSpectrum
 
 
 class FactorizedSpectrum(SketchedSpectrum):
@@ -68,25 +64,11 @@ class FactorizedSpectrum(SketchedSpectrum):
         if ridge == 0.0:
             return super().sketched_ridge(ridge)
         first, _ = self._dimensions_at(ridge)
-        if max(self._scatters) > 0.0 and _ENOUGH * first > self.n_components:
+        if max(self._scatters) > 0.0 and ENOUGH * first > self.n_components:
             return None
-        low = high = ridge
-        while self.dimension(low) < first:
-            low *= 0.5
-        while self.dimension(high) > first:
-            high *= 2.0
-        if low == high:
-            sketched = ridge
-        else:
-            sketched = math.exp(
-                brentq(
-                    lambda log: self.dimension(math.exp(log)) - first,
-                    math.log(low),
-                    math.log(high),
-                    xtol=1e-13,
-                )
-            )
-        self._known[sketched] = ridge
+        sketched = self.ridge_of(first, ridge)
+        if sketched is not None:
+            self._known[sketched] = ridge
         return sketched
 
     def ridge(self, sketched_ridge):
@@ -134,26 +116,23 @@ class FactorizedSpectrum(SketchedSpectrum):
         matrix, design = self._matrix, self._design
         moving, counts = design.any(1), design.sum(0)
         fixed = np.where(moving, 0.0, ridge)
-        x = np.linalg.lstsq(design, np.where(moving, ridge, 0.0))[0]
-        value = self._objective(x, fixed, ridge)
-        for _ in range(_MAX_STEPS):
-            inverse = np.linalg.inv(matrix + np.diag(design @ x + fixed))
+
+        def inverse_at(x):
+            return np.linalg.inv(matrix + np.diag(design @ x + fixed))
+
+        def derivatives(x):
+            inverse = inverse_at(x)
             gradient = design.T @ (inverse.diagonal() - 1.0 / ridge)
-            squares = inverse**2
-            curvature = design.T @ squares @ design
-            if not len(x) or ridge * np.abs(gradient / counts).max() < _TIGHT:
-                break
-            step, size = np.linalg.lstsq(curvature, gradient, rcond=1e-12)[0], 1.0
-            rise, rounding = gradient @ step, 1e-12 * abs(value)
-            while size > 1e-8:
-                found = self._objective(x + size * step, fixed, ridge)
-                if found >= value + 1e-4 * size * rise - rounding:
-                    break
-                size *= 0.5
-            else:
-                break
-            x, value = x + size * step, found
-        own = design @ x + fixed
+            return gradient, design.T @ inverse**2 @ design
+
+        x = maximised(
+            lambda x: self._objective(x, fixed, ridge),
+            derivatives,
+            np.linalg.lstsq(design, np.where(moving, ridge, 0.0))[0],
+            ridge / counts,
+        )
+        own, squares = design @ x + fixed, inverse_at(x) ** 2
+        curvature = design.T @ squares @ design
         right = counts / ridge - design.T @ (squares @ fixed)
         slope = design @ np.linalg.lstsq(curvature, right, rcond=1e-12)[0] + fixed
         # Below -ridge no term of the expansion goes; what is there is noise of short sides.

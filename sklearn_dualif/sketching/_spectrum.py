@@ -27,6 +27,8 @@ import math
 import numpy as np
 from scipy.optimize import brentq
 
+ENOUGH = 1.5
+"""Times the effective dimension: with fewer components it comes out too small."""
 _ROUNDING = 1e-13
 # Of a normal tail that is passed with probability .05.
 _TAIL = math.sqrt(0.5 * math.log(1.0 / 0.05))
@@ -57,6 +59,26 @@ class SketchedSpectrum:
     def dimension(self, sketched_ridge):
         """Return ``d_1`` at the ridge that a ridge of the sketched matrix stands for."""
         return float(self._shares(sketched_ridge).sum())
+
+    def ridge_of(self, dimension, near):
+        """Return the ridge of the sketched matrix at which it has a dimension; None if none.
+
+        The search starts at ``near``.
+        """
+        if dimension >= np.count_nonzero(self.eigenvalues):
+            return None
+        low = high = near
+        while self.dimension(low) < dimension:
+            low *= 0.5
+        while self.dimension(high) > dimension:
+            high *= 2.0
+        if low == high:
+            return near
+
+        def above(log):
+            return self.dimension(math.exp(log)) - dimension
+
+        return math.exp(brentq(above, math.log(low), math.log(high), xtol=1e-13))
 
     def _shares(self, sketched_ridge):
         positive = self.eigenvalues[self.eigenvalues > 0]
