@@ -87,6 +87,10 @@ class DenseBlock:
         """Add ``J v`` for directions (d, m) to ``result`` (n, h, m)."""
         result += self.values @ direction[self.target].to(self.values)
 
+    def placed(self, target):
+        """Return the block with its parameters in another slice."""
+        return DenseBlock(self.values, target)
+
     def layer(self):
         """Return the shape of the parameters: a column."""
         return Layer(self.values.shape[2], 1, self.target)
@@ -176,17 +180,12 @@ class WeightBlock:
         """Return explicit blocks of the same derivatives."""
         return [DenseBlock(*part) for part in self._explicit()]
 
-    def rotated(self, inputs, outputs):
-        """Return the derivatives by the coordinates ``outputs^T W inputs`` of the weight matrix.
+    def rotated(self, outputs, inputs, place):
+        """Return the derivatives by the coordinates ``outputs^T W inputs``, a slice ``place``.
 
-        The bias is the last column of W, and the last column of the coordinates in its place.
+        The bias is the last column of the weight matrix W.
         """
-        return WeightBlock(
-            self.inputs @ inputs.to(self.inputs),
-            self.sensitivities @ outputs.to(self.sensitivities),
-            self.weight,
-            self.bias,
-        )
+        return WeightBlock(*self.factors(outputs.T, inputs.T), place, None)
 
     def cheaper_contracted(self):
         """Tell whether contracting positions costs less than explicit derivatives."""
@@ -337,12 +336,19 @@ class WeightBlock:
 
     def factorized(self, rows, columns):
         """Return ``P_E G P_A^T`` (n, h, m_E m_A) of the derivatives G; None for an identity."""
-        inputs = self._projected_inputs(columns)
-        sensitivities = self.sensitivities if rows is None else self.sensitivities @ rows.T
+        inputs, sensitivities = self.factors(rows, columns)
         return (sensitivities.mT @ inputs[:, None]).flatten(2)
 
+    def factors(self, rows, columns):
+        """Return inputs ``P_A a`` (n, P, m_A) and sensitivities ``P_E e`` (n, h, P, m_E)."""
+        sensitivities = self.sensitivities
+        if rows is not None:
+            sensitivities = sensitivities @ rows.T.to(sensitivities)
+        columns = None if columns is None else columns.to(sensitivities)
+        return self._projected_inputs(columns), sensitivities
+
     def _projected_inputs(self, columns):
-        """Return the inputs times ``P_A^T``, (n, P, m_A)."""
+        """Return the inputs times ``P_A^T``, (n, P, m_A); None for an identity."""
         return self.inputs if columns is None else self.inputs @ columns.T
 
     def write_columns(self, result, start):
@@ -445,6 +451,10 @@ class LookupBlock(WeightBlock):
         block = LookupBlock(inputs, sensitivities, self.weight, self.scale)
         block.contracted = self.contracted
         return block
+
+    def placed(self, target):
+        """Return the block with the table in another slice."""
+        return LookupBlock(self.inputs, self.sensitivities, target, self.scale)
 
     @property
     def input_width(self):

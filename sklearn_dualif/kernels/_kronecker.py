@@ -11,6 +11,10 @@ over rows i of weight ``w_i`` and heads k are
 and its coordinates those of ``Q_E^T W Q_A``, with eigenvectors ``Q_E`` of E and ``Q_A`` of A: the
 derivative by them has factors ``Q_E^T s`` and ``Q_A^T a``. Other parameters get the eigenvectors of
 their own Gauss-Newton matrix where it is small, and stay as they are where it is not.
+
+With a projection ``P_E \otimes P_A`` of the layer, the same is done with ``P_E s`` and ``P_A a``,
+so that no matrix is larger than the projected sides. Embeddings that are projected have factors
+too, and of other parameters that are, the matrix of what their projection leaves is diagonalised.
 """
 
 from functools import cached_property
@@ -27,26 +31,49 @@ LARGEST_DENSE = 2000
 
 
 class _Rotation:
-    """Eigenvectors of a Gram matrix that is summed up over rows."""
+    """Eigenvectors of a Gram matrix that is summed up over rows, of what a projection leaves.
 
-    def __init__(self, size):
-        self.size = size
+    Parameters
+    ----------
+    size : int
+        Coordinates.
+    full : int
+        What they are coordinates of.
+
+    Attributes
+    ----------
+    factor : (size, full) tensor or None
+        The projection, until it is settled; None for an identity.
+    matrix : (full, size) tensor
+        From coordinates, once it is settled.
+    """
+
+    def __init__(self, size, full):
+        self.size, self.full = size, full
+        self.factor = None
+
+    @property
+    def doubles(self):
+        """Numbers that the matrices take while they are decomposed."""
+        return 3 * self.size**2 + (2 * self.size * self.full if self.size < self.full else 0)
 
     @cached_property
     def _gram(self):
         return torch.zeros(self.size, self.size, dtype=torch.float64)
 
     def add(self, values):
-        """Add the Gram matrix of values (..., size)."""
+        """Add the Gram matrix of projected values (..., size)."""
         self._gram.add_(column_gram(values.flatten(0, -2)))
 
     def settle(self, device):
-        """Replace the sums by their eigenvectors, `matrix` (size, size)."""
-        self.matrix = torch.linalg.eigh(self._gram)[1].to(device)
+        """Replace the sums by their eigenvectors."""
+        vectors = torch.linalg.eigh(self._gram)[1].to(device)
+        self.matrix = vectors if self.factor is None else self.factor.T @ vectors
         del self._gram
+        self.factor = None
 
     def of(self, values):
-        """Return values (..., size) in the coordinates of the eigenvectors."""
+        """Return values (..., full) in the coordinates of the eigenvectors."""
         return values @ self.matrix.to(values)
 
 
@@ -55,57 +82,67 @@ class _Matrix:
 
     kind, dense = "matrix", False
 
-    def __init__(self, block):
-        self._place = block.take(slice(0, 0))
-        self.inputs = _Rotation(block.inputs.shape[2])
-        self.outputs = _Rotation(block.sensitivities.shape[3])
-        self.doubles = 3 * (self.inputs.size**2 + self.outputs.size**2)
+    def __init__(self, layer, shape, place):
+        self.layer, self.place = layer, place
+        self.outputs = _Rotation(shape[0], layer.outputs)
+        self.inputs = _Rotation(shape[1], layer.inputs)
+
+    @property
+    def doubles(self):
+        return self.outputs.doubles + self.inputs.doubles
+
+    def project(self, rows, columns):
+        self.outputs.factor, self.inputs.factor = rows, columns
 
     def add(self, block, root_weights):
-        self.inputs.add(block.inputs * root_weights[:, None, None].to(block.inputs))
-        self.outputs.add(block.sensitivities)
+        inputs, sensitivities = block.factors(self.outputs.factor, self.inputs.factor)
+        self.inputs.add(inputs * root_weights[:, None, None].to(inputs))
+        self.outputs.add(sensitivities)
 
     def settle(self, device):
         self.inputs.settle(device)
         self.outputs.settle(device)
 
     def rotated(self, block):
-        return block.rotated(self.inputs.matrix, self.outputs.matrix)
+        return block.rotated(self.outputs.matrix, self.inputs.matrix, self.place)
 
-    def add_lifted(self, result, coordinates):
-        self._add(result, coordinates, self.outputs.matrix, self.inputs.matrix)
+    def write_lifted(self, result, coordinates):
+        matrices = coordinates[self.place].T.unflatten(1, (self.outputs.size, self.inputs.size))
+        matrices = self.outputs.matrix @ matrices @ self.inputs.matrix.T
+        self.layer.write(result.T, matrices)
 
-    def add_projected(self, result, parameters):
-        self._add(result, parameters, self.outputs.matrix.T, self.inputs.matrix.T)
-
-    def _add(self, result, vectors, outputs, inputs):
-        matrices = self._place.matrices(vectors, self.outputs.size)
-        self._place.add_parts(result, outputs @ matrices @ inputs.T)
+    def write_projected(self, result, parameters):
+        matrices = self.layer.matrices(parameters.T)
+        matrices = self.outputs.matrix.T @ matrices @ self.inputs.matrix
+        result[self.place] = matrices.flatten(1).T
 
 
 class _Dense(_Rotation):
-    """Coordinates of parameters whose matrix is small enough to be diagonalised."""
+    """Coordinates of parameters whose matrix is diagonalised."""
 
     kind, dense = "dense", True
 
-    def __init__(self, block):
-        self.target = _target(block)
-        super().__init__(self.target.stop - self.target.start)
-        self.doubles = 3 * self.size**2
+    def __init__(self, layer, shape, place):
+        self.layer, self.place = layer, place
+        super().__init__(shape[0] * shape[1], layer.size)
+
+    def project(self, rows, columns):
+        self.factor = rows
 
     def add(self, block, root_weights):
         (block,) = block.explicit()
-        super().add(block.values)
+        values = block.values
+        super().add(values if self.factor is None else values @ self.factor.T.to(values))
 
     def rotated(self, block):
         (block,) = block.explicit()
-        return DenseBlock(self.of(block.values), self.target)
+        return DenseBlock(self.of(block.values), self.place)
 
-    def add_lifted(self, result, coordinates):
-        result[self.target] += self.matrix @ coordinates[self.target]
+    def write_lifted(self, result, coordinates):
+        result[self.layer.weight] = self.matrix @ coordinates[self.place]
 
-    def add_projected(self, result, parameters):
-        result[self.target] += self.matrix.T @ parameters[self.target]
+    def write_projected(self, result, parameters):
+        result[self.place] = self.matrix.T @ parameters[self.layer.weight]
 
 
 class _Plain:
@@ -113,8 +150,11 @@ class _Plain:
 
     kind, dense, doubles = "diagonal", False, 0
 
-    def __init__(self, block):
-        self.target = _target(block)
+    def __init__(self, layer, place):
+        self.layer, self.place = layer, place
+
+    def project(self, rows, columns):
+        pass
 
     def add(self, block, root_weights):
         pass
@@ -123,61 +163,73 @@ class _Plain:
         pass
 
     def rotated(self, block):
-        return block
+        return block.placed(self.place)
 
-    def add_lifted(self, result, coordinates):
-        result[self.target] += coordinates[self.target]
+    def write_lifted(self, result, coordinates):
+        result[self.layer.weight] = coordinates[self.place]
 
-    add_projected = add_lifted
-
-
-def _target(block):
-    return block.weight if isinstance(block, WeightBlock) else block.target
+    def write_projected(self, result, parameters):
+        result[self.place] = parameters[self.layer.weight]
 
 
-def _coordinates_of(block):
-    """Return unsettled coordinates for the parameters of a block."""
-    if isinstance(block, WeightBlock) and not isinstance(block, LookupBlock):
-        return _Matrix(block)
-    target = _target(block)
-    return (_Dense if target.stop - target.start <= LARGEST_DENSE else _Plain)(block)
+def _coordinates_of(block, shape, start):
+    """Return unsettled coordinates from ``start`` on for the parameters of a block.
+
+    ``shape`` is that of their projection, or None.
+    """
+    layer = block.layer()
+    full = layer.outputs, layer.inputs
+    shape = full if shape is None else shape
+    place = slice(start, start + shape[0] * shape[1])
+    table = isinstance(block, LookupBlock)
+    if isinstance(block, WeightBlock) and not (table and shape == full):
+        return _Matrix(layer, shape, place)
+    if shape != full or layer.size <= LARGEST_DENSE:
+        return _Dense(layer, shape, place)
+    return _Plain(layer, place)
 
 
 class KroneckerBasis:
-    """Eigenbases of a network's layers.
+    """Eigenbases of a network's layers, one after the other.
 
     Parameters
     ----------
     heads : Heads
         Of any rows, not prepared: they tell the layers.
+    projection : FactorizedProjection or None
+        Of the layers; None: all of them as they are.
     """
 
-    def __init__(self, heads):
-        self.network = heads.network
-        self.parts = [_coordinates_of(block) for block in heads.blocks]
-        self.free = _Rotation(self.network.n_free)
-
-    @property
-    def size(self):
-        """Number of penalised coordinates."""
-        return self.network.n_penalized
+    def __init__(self, heads, projection=None):
+        self.network, self.projection = heads.network, projection
+        shapes = [None] * len(heads.blocks) if projection is None else projection.shapes
+        self.parts, self.size = [], 0
+        for block, shape in zip(heads.blocks, shapes, strict=True):
+            self.parts.append(_coordinates_of(block, shape, self.size))
+            self.size = self.parts[-1].place.stop
+        self.free = _Rotation(self.network.n_free, self.network.n_free)
 
     @property
     def doubles(self):
         """Numbers that the matrices take while they are decomposed."""
-        return 3 * self.network.n_free**2 + sum(part.doubles for part in self.parts)
+        return self.free.doubles + sum(part.doubles for part in self.parts)
 
     @property
     def dense(self):
         """Slices of the penalised coordinates that have a matrix of their own."""
-        return [part.target for part in self.parts if part.dense]
+        return [part.place for part in self.parts if part.dense]
+
+    @property
+    def projected(self):
+        """Slices of the penalised coordinates that have fewer numbers than their parameters."""
+        places = [(part.place, part.layer.size) for part in self.parts]
+        return [place for place, size in places if place.stop - place.start < size]
 
     def counts(self):
         """Return how many layers have factors, and how many other parameters which form."""
         sizes = {"layers": sum(part.kind == "matrix" for part in self.parts)}
         for kind in ("dense", "diagonal"):
-            targets = [part.target for part in self.parts if part.kind == kind]
-            sizes[kind] = sum(target.stop - target.start for target in targets)
+            sizes[kind] = sum(part.layer.size for part in self.parts if part.kind == kind)
         sizes["dense"] += self.network.n_free
         return sizes
 
@@ -193,6 +245,10 @@ class KroneckerBasis:
         weights : (n,) tensor
             What a row counts in the factors of inputs.
         """
+        if self.projection is not None:
+            like = torch.zeros(0, dtype=torch.float64, device=self.network.device)
+            for index, part in enumerate(self.parts):
+                part.project(*self.projection.factors(index, like))
         for rows in gen_batches(features.shape[0], features.batch_rows):
             heads = features.take(rows).heads(root[rows], prepared=False)
             root_weights = weights[rows].sqrt()
@@ -212,7 +268,7 @@ class KroneckerBasis:
         if self.free.size:
             values = self.free.of(heads.free_jacobian)
             free.append(DenseBlock(values, slice(0, self.free.size)))
-        return Heads(blocks, free, heads.shape, self.network)
+        return Heads(blocks, free, heads.shape, self.network, self.size)
 
     def dense_values(self, heads):
         """Return the derivatives (n, h, p) by each of `dense`, heads `rotated`."""
@@ -220,19 +276,19 @@ class KroneckerBasis:
         return [block.values for part, block in pairs if part.dense]
 
     def project(self, penalized):
-        """Return the coordinates (d,) of parameters (d,)."""
+        """Return the coordinates (D,) of parameters (d,)."""
         penalized = penalized.to(torch.float64)[:, None]
-        result = torch.zeros_like(penalized)
+        result = penalized.new_empty(self.size, 1)
         for part in self.parts:
-            part.add_projected(result, penalized)
+            part.write_projected(result, penalized)
         return result[:, 0]
 
     def lift(self, coordinates):
-        """Return the parameters (d, m) of coordinates (d, m)."""
+        """Return the parameters (d, m) that coordinates (D, m) stand for."""
         coordinates = coordinates.to(self.network.device)
-        result = torch.zeros_like(coordinates)
+        result = coordinates.new_zeros(self.network.n_penalized, coordinates.shape[1])
         for part in self.parts:
-            part.add_lifted(result, coordinates)
+            part.write_lifted(result, coordinates)
         return result.cpu()
 
 
@@ -262,25 +318,25 @@ class KroneckerDesign:
 
     @staticmethod
     def jacobian(heads):
-        """Return the Jacobians (b, h, f + d) of heads by the coordinates."""
+        """Return the Jacobians (b, h, f + D) of heads by the coordinates."""
         free = heads.free_jacobian
-        result = free.new_zeros(*heads.shape, free.shape[2] + heads.network.n_penalized)
+        result = free.new_zeros(*heads.shape, free.shape[2] + heads.size)
         result[..., : free.shape[2]] = free
         heads.write_jacobian(result[..., free.shape[2] :])
         return result
 
     @staticmethod
     def squares(heads):
-        """Return the sums over heads of their squares, (b, f + d)."""
+        """Return the sums over heads of their squares, (b, f + D)."""
         free = (heads.free_jacobian**2).sum(1)
-        result = free.new_zeros(len(free), free.shape[1] + heads.network.n_penalized)
+        result = free.new_zeros(len(free), free.shape[1] + heads.size)
         result[:, : free.shape[1]] = free
         heads.write_squares(result[:, free.shape[1] :])
         return result
 
     @property
     def dense(self):
-        """Slices of the coordinates (f + d) that have a matrix of their own."""
+        """Slices of the coordinates (f + D) that have a matrix of their own."""
         free = self.basis.network.n_free
         slices = [slice(free + part.start, free + part.stop) for part in self.basis.dense]
         return [slice(0, free), *slices] if free else slices
@@ -291,21 +347,21 @@ class KroneckerDesign:
         return [heads.free_jacobian, *values] if self.basis.network.n_free else values
 
     def design(self, features):
-        """Return the Jacobians (t, C, f + d) of rows."""
+        """Return the Jacobians (t, C, f + D) of rows."""
         return self.design_of(features.heads(prepared=False))
 
     def design_of(self, heads):
-        """Return the Jacobians (t, h, f + d) of heads of rows, not prepared."""
+        """Return the Jacobians (t, h, f + D) of heads of rows, not prepared."""
         return self.jacobian(self.basis.rotated(heads))
 
     def start(self):
-        """Return the fitted parameters as a state, (1, f + d, 1)."""
+        """Return the fitted parameters as a state, (1, f + D, 1)."""
         penalized, free = self.basis.network.parameters()
         free = self.basis.free.of(free)
         return torch.cat([free, self.basis.project(penalized)])[None, :, None].cpu()
 
     def lift(self, states):
-        """Return the penalised (d, m) and the free parameters (f, m) of states (f + d, m)."""
+        """Return the penalised (d, m) and the free parameters (f, m) of states (f + D, m)."""
         free = self.basis.network.n_free
         moved = self.basis.free.matrix @ states[:free].to(self.basis.free.matrix)
         return self.basis.lift(states[free:]), moved.cpu()

@@ -20,12 +20,15 @@ class Heads:
         Of the penalised and of the free parameters.
     shape : (n, h)
     network : Network
+    size : int or None
+        How many penalised parameters, or coordinates of them, there are; None: the network's.
     """
 
-    def __init__(self, blocks, free, shape, network):
+    def __init__(self, blocks, free, shape, network, size=None):
         self.blocks = blocks
         self.shape = shape
         self.network = network
+        self.size = network.n_penalized if size is None else size
         self._free = free
 
     @property
@@ -38,7 +41,7 @@ class Heads:
 
     def jacobian(self):
         """Return the derivatives (n, h, d) by the penalised parameters."""
-        result = self._zeros(*self.shape, self.network.n_penalized)
+        result = self._zeros(*self.shape, self.size)
         self.write_jacobian(result)
         return result
 
@@ -75,13 +78,13 @@ class Heads:
         """Return the heads ``root^T J``, root (n, h, q)."""
         blocks = [part for block in self.blocks for part in block.mixed(root).prepared()]
         free = [block.mixed(root) for block in self._free]
-        return Heads(blocks, free, (self.shape[0], root.shape[2]), self.network)
+        return Heads(blocks, free, (self.shape[0], root.shape[2]), self.network, self.size)
 
     def picked(self, positions):
         """Return single heads of some rows as rows of one head; positions ``row h + head``."""
         rows, heads = positions // self.shape[1], positions % self.shape[1]
         blocks = [block.picked(rows, heads) for block in self.blocks]
-        return Heads(blocks, [], (len(positions), 1), self.network)
+        return Heads(blocks, [], (len(positions), 1), self.network, self.size)
 
     def sketched(self, projection, first=0):
         """Return ``J P^T`` (n, h, m) of the penalised parameters, rows of P from ``first`` on.
@@ -131,7 +134,7 @@ class Heads:
 
     def pull(self, weights):
         """Return ``sum_ik J_ik w_ik`` (d, m) over the penalised parameters, weights (n, h, m)."""
-        result = self._zeros(self.network.n_penalized, weights.shape[2])
+        result = self._zeros(self.size, weights.shape[2])
         for block in self.blocks:
             block.add_pulled(result, weights)
         return result
