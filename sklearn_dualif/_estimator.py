@@ -90,8 +90,8 @@ class InfluenceEstimator(
         ``memory_limit``; of a network whose matrices are all larger than 4000, the iterative one.
     sketch : sketch or None, default=None
         One of `sklearn_dualif.sketching`: effects are then those of random projections of the
-        Jacobians, whose size goes with ``n_components`` and not with rows or parameters. None:
-        exact Jacobians.
+        Jacobians, whose size goes with ``n_components`` and not with rows or parameters. With
+        ``curvature="kfac"`` a `FactorizedSketch` of a given size. None: exact Jacobians.
     normalize : bool, default=False
         With ``curvature="identity"``, whether `influence` and ``influence_`` are cosines of the
         angle between gradients.
@@ -166,8 +166,9 @@ class InfluenceEstimator(
         which was then used), "effective_dimension" of the matrix that it stands for,
         "components_per_dimension", "sketched_ridge" (that debiases it), "error" (what the largest
         error of a first-order effect stays below with probability .95, in units of
-        :math:`\sqrt{g^\top F^+ g\; g'^\top F^+ g'}`), "too_small" (whether it has too few
-        components to be debiased) and "exact" (solver, size and bytes of the form without it).
+        :math:`\sqrt{g^\top F^+ g\; g'^\top F^+ g'}`; NaN with ``curvature="kfac"``), "too_small"
+        (whether it has too few components to be debiased, or any of the layers of "kfac" has) and
+        "exact" (solver, size and bytes of the form without it).
     ridge_ : float or (n_outputs,) array
         Ridge of the curvature, in sum form.
     n_outputs_, n_parameters_ : int
@@ -533,7 +534,7 @@ class InfluenceEstimator(
         Raises
         ------
         UnsupportedOptionError
-            A `ValueError`, for a sketch of a model without a ridge.
+            A `ValueError`, for a sketch of a model without a ridge or with ``curvature="kfac"``.
         """
         if y is None and objective is None:
             objective = "prediction"

@@ -128,16 +128,35 @@ def _check_scores(estimator):
 
 
 def _check_goes_with_kfac(estimator):
-    """Raise for options of exact forms and of sketches, neither of which kfac is."""
+    """Raise for options of exact forms, and for sketches that don't go layer by layer."""
     if estimator.solver in ("dual", "iterative"):
         raise ValueError(
             f"solver={estimator.solver!r} works on the kernel of the rows, and curvature='kfac' on "
             "the parameters of each layer. Use solver='auto' with it, or curvature='gauss_newton'."
         )
     if estimator.sketch is not None:
+        _check_sketch_of_layers(estimator.sketch)
+
+
+def _check_sketch_of_layers(sketch):
+    """Raise for sketches that curvature='kfac' has no use for."""
+    from .sketching import FactorizedSketch
+
+    if not isinstance(sketch, FactorizedSketch):
         raise ValueError(
-            f"sketch={estimator.sketch!r} stands for the Gauss-Newton matrix, and curvature='kfac' "
-            "replaces it. Use sketch=None with it, or curvature='gauss_newton'."
+            f"sketch={sketch!r} mixes the parameters of all layers, and curvature='kfac' takes "
+            "layers one by one. Use FactorizedSketch(n_components=...) with it, or "
+            "curvature='gauss_newton'."
+        )
+    if sketch.n_components == "auto":
+        raise ValueError(
+            "n_components='auto' goes by the error of a sketch, which is not known with "
+            "curvature='kfac'. Give a number; sketch_info_ says whether it is large enough."
+        )
+    if sketch.store is not None:
+        raise ValueError(
+            f"store={str(sketch.store)!r} keeps sketched rows, and curvature='kfac' holds none. "
+            "Use store=None with it, or curvature='gauss_newton'."
         )
 
 

@@ -58,6 +58,12 @@ def test_the_curvature_by_layers_on_a_gpu_agrees_with_that_on_the_processor(name
     _agree(network_case(name), curvature="kfac")
 
 
+@pytest.mark.parametrize("name", ["mlp-relu", "conv2d-groups", "embedding", "mlp-mse-free-biases"])
+@pytest.mark.filterwarnings("ignore:n_components=")
+def test_sketched_layers_on_a_gpu_agree_with_those_on_the_processor(name):
+    _agree(network_case(name), curvature="kfac", sketch=FactorizedSketch(30, random_state=0))
+
+
 def _agree(case, **options):
     answers = []
     for device in (None, "cuda"):

@@ -6,6 +6,7 @@ from ._kernel_dual import KernelDual
 from ._kronecker import KroneckerCurvature
 from ._primal import PrimalCurvature
 from ._row_jacobians import RowJacobians
+from ._sketched_kronecker import SketchedKroneckerCurvature
 from ._tangent import NystromCurvature, TangentCurvature
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "NystromCurvature",
     "PrimalCurvature",
     "RowJacobians",
+    "SketchedKroneckerCurvature",
     "TangentCurvature",
 ]

@@ -79,6 +79,11 @@ class KroneckerCurvature(RowJacobians):
             self._floor[f:] = tolerance * total[f:].amax()
         if f:
             self._floor[:f] = tolerance * total[:f].amax()
+        self._ridges = self._relative_ridges()
+
+    def _relative_ridges(self):
+        """Return the ridge of each coordinate in units of `ridge`, (P,)."""
+        return self._penalized
 
     def design(self, features):
         return self.features.design(features)
@@ -103,16 +108,6 @@ class KroneckerCurvature(RowJacobians):
             total[0, : self.n_free] += free.T @ weights.flatten(0, 1)
         return total
 
-    def gradient_norms(self):
-        """Return the length of each row's gradient, (n,)."""
-        parts = []
-        for rows in torch.arange(self.n_rows).split(self.columns_per_block()):
-            slopes = self.expansion.gradient[0, rows].unsqueeze(-1)
-            heads = self.features.heads(rows).mixed(slopes)
-            squares = heads.diagonal_blocks() + heads.free_jacobian @ heads.free_jacobian.mT
-            parts.append(squares[:, 0, 0].double().cpu().clamp(min=0.0).sqrt())
-        return torch.cat(parts)
-
     def dual_vector(self, gradient):
         return gradient
 
@@ -120,7 +115,7 @@ class KroneckerCurvature(RowJacobians):
 
     def _values(self, shift=0.0):
         """Return the diagonal of ``H - shift R``, (P,), or (b, P) for shifts (b, 1)."""
-        return self.eigenvalues + (self.ridge - shift) * self._penalized
+        return self.eigenvalues + (self.ridge - shift) * self._ridges
 
     def solve(self, gradients, shift=None):
         shift = 0.0 if shift is None else shift.reshape(-1, 1)

@@ -16,6 +16,7 @@ from ._low_rank_engine import LowRankEngine
 from ._network import Accuracy, NetworkEngine, NetworkProblem, build_network_problem
 from ._problem import TrainingProblem
 from ._sketched import SketchedEngine, SketchedProblem, sketched_problem
+from ._sketched_kronecker import SketchedKroneckerEngine, SketchedKroneckerProblem
 
 
 class _Cost(NamedTuple):
@@ -83,8 +84,7 @@ def build_problem(
             accuracy,
             damping,
             fisher=fisher,
-            sketched=None if sketch is None else partial(sketched_problem, sketch, solver, report),
-            approximate=KroneckerProblem if kfac else None,
+            **_special_form(kfac, sketch, solver, report),
         )
         if network or isinstance(problem, SketchedProblem):
             return problem, new_damping
@@ -102,6 +102,17 @@ def build_problem(
     return problem, None if damping is None else curvature_ridge
 
 
+def _special_form(kfac, sketch, solver, report):
+    """Return what `build_network_problem` takes instead of an exact form."""
+    if kfac and sketch is None:
+        return {"approximate": KroneckerProblem}
+    if kfac:
+        return {"approximate": partial(SketchedKroneckerProblem, sketch=sketch)}
+    if sketch is None:
+        return {}
+    return {"sketched": partial(sketched_problem, sketch, solver, report)}
+
+
 def as_network(model):
     """Return a linear model in the form of a network, which sketches need."""
     if isinstance(model, LinearModel):
@@ -117,6 +128,8 @@ def build_engine(problem, damping, *, order, batch_size, frozen):
     engine = InfluenceEngine
     if isinstance(problem, SketchedProblem):
         engine = SketchedEngine
+    elif isinstance(problem, SketchedKroneckerProblem):
+        engine = SketchedKroneckerEngine
     elif isinstance(problem, KroneckerProblem):
         engine = KroneckerEngine
     elif isinstance(problem, NetworkProblem):

@@ -5,6 +5,7 @@ from ._dense import GaussianSketch, RademacherSketch
 from ._factorized import FactorizedSketch, Layer
 from ._factorized_spectrum import FactorizedSpectrum
 from ._hadamard import HadamardSketch
+from ._kronecker_spectrum import KroneckerSpectrum
 from ._sparse import SparseSketch
 from ._spectrum import ENOUGH, SketchedSpectrum
 from ._store import SketchStore, remove_store, repair_store
@@ -15,6 +16,7 @@ __all__ = [
     "FactorizedSpectrum",
     "GaussianSketch",
     "HadamardSketch",
+    "KroneckerSpectrum",
     "Layer",
     "Projection",
     "RademacherSketch",

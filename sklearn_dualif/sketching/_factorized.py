@@ -44,7 +44,7 @@ class Layer(NamedTuple):
         """Return vectors (n, d) of all parameters as matrices (n, o, i) of these."""
         values = vectors[:, self.weight]
         if self.by_inputs:
-            return values.view(len(values), self.inputs, self.outputs).mT
+            return values.reshape(len(values), self.inputs, self.outputs).mT
         values = values.reshape(len(values), self.outputs, -1)
         if self.bias is None:
             return values
@@ -152,14 +152,16 @@ class FactorizedSketch(Sketch):
 
     The cheapest sketch of a large network: a layer's derivatives are never formed, and the random
     numbers are as few as its inputs and outputs. Its rows are not independent, so that it needs
-    more components than `GaussianSketch` for the same accuracy.
+    more components than `GaussianSketch` for the same accuracy. The one sketch that goes with
+    ``curvature="kfac"``, whose layers it makes as narrow as its sides.
 
     Parameters
     ----------
     n_components, eps, debias, store, random_state
         See `GaussianSketch`. ``n_components`` is the most that all layers have together, in equal
         shares; the shares are rounded down to products of two whole numbers. Parameters outside of
-        weight matrices (those of a normalisation, say) are one column.
+        weight matrices (those of a normalisation, say) are one column. With ``curvature="kfac"`` a
+        number, and no ``store``.
     """
 
     def _projection(self, n_components, n_features, seed):
