@@ -214,14 +214,15 @@ def outside_query(model, X, seed=0):
 
 
 @pytest.mark.parametrize("sketch", [GaussianSketch, SparseSketch])
-def test_leakage_is_what_the_choice_of_the_sketch_scatters(digits, sketch):
+@pytest.mark.parametrize("n_sketches", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_leakage_is_what_the_choice_of_the_sketch_scatters(digits, sketch, n_sketches):
     model, X, y, _, _ = digits
     query = outside_query(model, X)
     exact = InfluenceEstimator(model, order="first").fit(X, y)
     expected = exact.influence(query, objective="prediction")
     assert exact.leakage(query) == 0.0
     errors, predicted = [], []
-    for seed in range(40):
+    for seed in range(n_sketches):
         found = InfluenceEstimator(model, order="first", sketch=sketch(300, random_state=seed))
         found.fit(X, y)
         errors.append(found.influence(query, objective="prediction") - expected)
