@@ -18,10 +18,7 @@ from sklearn.utils._metadata_requests import _routing_enabled
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import (
-    check_consistent_length,
-    check_is_fitted,
-)
+from sklearn.utils.validation import check_is_fitted
 
 from ._validation import check_known_options, check_order, check_positions, check_ridge
 
@@ -326,11 +323,13 @@ class InfluenceEstimator(
             A `ValueError`, if no factorization fits ``memory_limit``.
         """
         from ._fitting import fit_influence
+        from .objectives import as_objective
 
         check_known_options(self)
         check_order(self.order, self.curvature)
         check_ridge(self.ridge)
-        if (X_val is None) != (y_val is None) and (X_val is None or self.objective != "prediction"):
+        needs_y = as_objective(self.objective).requires_y
+        if (X_val is None) != (y_val is None) and (X_val is None or needs_y):
             given, missing = ("y_val", "X_val") if X_val is None else ("X_val", "y_val")
             raise ValueError(f"{given} was given without {missing}. Give both, or neither.")
         if _routing_enabled():
@@ -766,18 +765,13 @@ class InfluenceEstimator(
         if X is None:
             if y is not None:
                 raise ValueError("y was given without X. Give both, or neither.")
-            return problem.features, problem.y
-        features = problem.model.features(X)
-        if objective is None or not objective.requires_y:
-            return features, None
-        if y is None:
-            raise ValueError(
-                "This objective needs the targets y of the query rows. Pass them, or use "
-                "objective='prediction'."
-            )
-        targets = problem.model.targets.encode(y)
-        check_consistent_length(np.empty(features.shape[0]), targets)
-        return features, targets
+            features = problem.features
+            if objective is not None:
+                if objective.moves_rows:
+                    features = objective.features(self._X_train, self._y_train)
+                objective.prepare(features, problem.y)
+            return features, problem.y
+        return (problem.model.features(X), None) if objective is None else objective.queries(X, y)
 
     def _new_targets(self, rows, y_new):
         model = self._engine.model

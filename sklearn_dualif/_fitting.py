@@ -69,6 +69,10 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
         diagnostics = Diagnostics(engine, objective)
         if X_val is not None:
             diagnostics.average_over(X_val, y_val)
+        elif objective.moves_rows:
+            diagnostics.average_over(X, y)
+        else:
+            objective.prepare(engine.problem.features, engine.problem.y)
         if engine.form not in _LAZY:
             diagnostics.compute()
     for name, value in values.items():
@@ -328,7 +332,7 @@ class Diagnostics:
     Parameters
     ----------
     engine : InfluenceEngine
-    objective : Objective
+    objective : BoundObjective
         Of ``influence_``.
     """
 
@@ -340,11 +344,7 @@ class Diagnostics:
     def average_over(self, X, y):
         """Let ``influence_`` be about the mean objective over these rows."""
         engine, objective = self._engine, self._objective
-        model = engine.model
-        features = model.features(X)
-        targets = model.targets.encode(y) if objective.requires_y else None
-        if targets is not None:
-            check_consistent_length(np.empty(features.shape[0]), targets)
+        features, targets = objective.queries(X, y)
         average = engine.mean_influence(features, targets, objective, engine.order)
         self._values["influence_"] = average.numpy()
 

@@ -9,12 +9,9 @@ from sklearn.utils import gen_batches
 
 from ..curvature import DualCurvature
 from ..exceptions import InfluenceWarning, NotStationaryWarning
-from ._exact import (
-    class_codes,
-    leave_one_out_states,
-    relabel_exactly,
-    remove_exactly,
-)
+from ..models import class_codes
+from ._aggregate import LinearForm, evaluated_effects, total_effects, weighted_effects
+from ._exact import leave_one_out_states, relabel_exactly, remove_exactly
 from ._problem import polish, stationarity
 
 _TILE_DOUBLES = 2**17
@@ -143,7 +140,8 @@ class InfluenceEngine:
 
     def leakage(self, features, y, objective):
         """Return the error that a sketch adds to queries' scores, (t,): none here."""
-        return torch.zeros(features.shape[0], dtype=torch.float64)
+        n_scores = 1 if objective.aggregate else features.shape[0]
+        return torch.zeros(n_scores, dtype=torch.float64)
 
     @property
     def solver_info(self):
@@ -239,7 +237,8 @@ class InfluenceEngine:
 
     def training_influence(self, objective):
         """Return each row's effect on the mean objective over the training rows, linear in it."""
-        slope = objective.gradient(self.z, self.problem.y) / len(self.z)
+        slope = objective.gradient(self.z, self.problem.y)
+        slope = slope if objective.aggregate else slope / len(self.z)
         blocks = self.problem.layout.to_blocks(slope).unsqueeze(-1)
         first, removals = self.order == "first", self._removals(self.order)
         return self.curvature.training_scores(blocks, removals, first_order=first)
@@ -264,7 +263,12 @@ class InfluenceEngine:
                 yield queries, columns
 
     def influence(self, features, y, objective, order):
-        """Return the effect of each single removal on each query's objective, (t, n)."""
+        """Return the effect of each single removal on each query's objective, (t, n).
+
+        Of an aggregate, on the one of all queries, (1, n).
+        """
+        if objective.aggregate:
+            return self._aggregate_influence(features, y, objective, order).unsqueeze(0)
         result = torch.empty(features.shape[0], self.curvature.n_rows, dtype=torch.float64)
         for queries, columns, values in self._stream(features, y, objective, order):
             result[queries, columns] = values
@@ -272,10 +276,35 @@ class InfluenceEngine:
 
     def mean_influence(self, features, y, objective, order):
         """Return the effect of each single removal on the mean objective of queries, (n,)."""
+        if objective.aggregate:
+            return self._aggregate_influence(features, y, objective, order)
         result = torch.zeros(self.curvature.n_rows, dtype=torch.float64)
         for _, columns, values in self._stream(features, y, objective, order):
             result[columns] += values.sum(0)
         return result / features.shape[0]
+
+    def _aggregate_influence(self, features, y, objective, order):
+        """Return the effect of each single removal on an aggregate of all queries, (n,)."""
+        z, n = self._query_outputs(features, order), self.curvature.n_rows
+        if order == "first" or objective.linear:
+            slopes = objective.gradient(z, y)
+            return total_effects(self._stream(features, slopes, LinearForm(), order), n)
+        if objective.rows is not None:
+            tiles = self._stream(features, y, objective.rows, order)
+            return weighted_effects(objective, z, y, tiles, n)
+        return evaluated_effects(objective, z, y, self._changes_of_all(features, order), n)
+
+    def _query_outputs(self, features, order):
+        """Return the outputs of query rows, (t, C)."""
+        return self.outputs(features, order)[0]
+
+    def _changes_of_all(self, features, order):
+        """Yield (rows, changes (t, b, C) of all queries' outputs) of some single removals."""
+        z, design = self.outputs(features, order)
+        curvature, width = self._curvature_for(order), max(1, _KEPT_DOUBLES // z.numel())
+        for rows, states in self._removal_states(order):
+            for columns in gen_batches(len(rows), width):
+                yield rows[columns], curvature.output_changes(design, states[..., columns])
 
     def _stream(self, features, y, objective, order):
         """Yield (queries, columns, effects) of a tile of all single removals at a time."""
@@ -293,8 +322,10 @@ class InfluenceEngine:
     @staticmethod
     def _effect(objective, order, z, dz, y):
         if order == "first" or objective.linear:
-            return (dz @ objective.gradient(z, y).unsqueeze(-1))[..., 0]
-        return objective.change(z, dz, y)
+            effects = (dz @ objective.gradient(z, y).unsqueeze(-1))[..., 0]
+            return effects.sum(0, keepdim=True) if objective.aggregate else effects
+        effects = objective.change(z, dz, y)
+        return effects.unsqueeze(0) if objective.aggregate else effects
 
     # Groups ------------------------------------------------------------------------------------
 
@@ -322,9 +353,7 @@ class InfluenceEngine:
 
     def _class_codes(self, y):
         """Return the class index of each row, or None for targets that are not classes."""
-        if self.model.targets.classes is None:
-            return None
-        return y if y.ndim == 1 else class_codes(y)
+        return None if self.model.targets.classes is None else class_codes(y)
 
     def _check_classes_stay(self, before, after, action, order):
         """Warn, or raise for an exact order, if a class loses its last row with weight."""
@@ -378,11 +407,14 @@ class InfluenceEngine:
         return curvature.edit(rows, after.gradient - before.gradient, change)
 
     def state_effect(self, state, features, y, objective, order):
-        """Return the effect of a state change on each query's objective, (t,)."""
+        """Return the effect of a state change on each query's objective, (t,) or (1,)."""
         return self.state_effects(state, features, y, objective, order)[:, 0]
 
     def state_effects(self, states, features, y, objective, order):
-        """Return the effects of state changes (G, D, m) on each query's objective, (t, m)."""
+        """Return the effects of state changes (G, D, m) on each query's objective, (t, m).
+
+        Of an aggregate, on the one of all queries, (1, m).
+        """
         z, dz = self._moved_outputs(states, features, order)
         return self._effect(objective, order, z, dz, y)
 

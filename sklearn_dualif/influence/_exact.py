@@ -11,6 +11,7 @@ import warnings
 import torch
 
 from ..exceptions import InfluenceWarning
+from ..models import class_codes
 from ._problem import minimise
 
 _STEPS = 60
@@ -163,13 +164,8 @@ def _alone_in_class(problem):
     """Tell which rows are the only one of their class, whose removal has no optimum to find."""
     if problem.model.targets.classes is None:
         return torch.zeros(len(problem.y), dtype=torch.bool)
-    y = problem.y if problem.y.ndim == 1 else class_codes(problem.y)
+    y = class_codes(problem.y)
     weighted = problem.weights if problem.weights.ndim == 1 else problem.weights.sum(1)
     counts = torch.zeros(int(y.max()) + 1, dtype=torch.long)
     counts.index_add_(0, y[weighted > 0], torch.ones_like(y[weighted > 0]))
     return (counts[y] == 1) & (weighted > 0)
-
-
-def class_codes(y):
-    """Return class indices from one-column or one-versus-rest codes."""
-    return (y[:, 0] > 0).long() if y.shape[1] == 1 else y.argmax(1)

@@ -25,7 +25,6 @@ from sklearn.utils import gen_batches
 from ..exceptions import UnsupportedOptionError
 from ..kernels import HeadGradients, KernelFeatures, KernelGradients, TangentFeatures
 from ..models import LinearModel, LinearNetworkModel, NetworkModel
-from ..objectives import Margin, Prediction
 
 _HELD_DOUBLES = 2**24
 
@@ -194,7 +193,7 @@ class InnerProductEngine:
         """Return the scores (t, n) of training rows; (1, n) for an aggregate objective."""
         if objective.aggregate:
             return self._summed(features, y, objective)[None]
-        objective, y = self._held(features, y, objective)
+        objective, y = objective.held(features, y)
         result = torch.zeros(features.shape[0], len(self.weights), dtype=torch.float64)
         lengths = torch.zeros(features.shape[0], dtype=torch.float64)
         for snapshot in self.snapshots:
@@ -213,7 +212,7 @@ class InnerProductEngine:
 
     def mean_influence(self, features, y, objective, order):
         """Return the scores (n,) for the mean objective of queries."""
-        objective, y = self._held(features, y, objective)
+        objective, y = objective.held(features, y)
         return self._summed(features, y, objective)
 
     def training_influence(self, objective):
@@ -243,13 +242,6 @@ class InnerProductEngine:
             return scores
         products = lengths * self._lengths
         return torch.where(products > 0, scores / products, 0.0)
-
-    def _held(self, features, y, objective):
-        """Return an objective and its targets, the predicted class that of the fitted model."""
-        several = self.model.targets.classes is not None and self.model.n_outputs > 1
-        if isinstance(objective, Prediction) and several:
-            return Margin(self.model), self.model.outputs(features).argmax(1)
-        return objective, y
 
     def self_influence(self, objective):
         """Return the scores (n,) of the training rows for themselves."""

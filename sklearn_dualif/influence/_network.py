@@ -370,10 +370,7 @@ class NetworkEngine(InfluenceEngine):
     def _stream(self, features, y, objective, order):
         """Yield (queries, columns, effects) of some queries and single removals at a time."""
         linear = order == "first" or objective.linear
-        size = self._design_width * (1 if linear else self.z.shape[1])
-        n = features.shape[0]
-        tall = max(1, min(n, self.batch_size or n, _DESIGN_DOUBLES // size))
-        for queries in gen_batches(n, tall):
+        for queries in self._query_batches(features, 1 if linear else self.z.shape[1]):
             part = features.take(queries)
             z = self.model.outputs(part)
             targets = None if y is None else y[queries]
@@ -382,6 +379,30 @@ class NetworkEngine(InfluenceEngine):
                 columns = slice(int(rows[0]), int(rows[-1]) + 1)
                 effects = dz[..., 0] if linear else self._evaluated(objective, z, dz, targets)
                 yield queries, columns, effects
+
+    def _query_outputs(self, features, order):
+        return self.model.outputs(features)
+
+    def _query_batches(self, features, n_heads):
+        """Return slices of queries whose Jacobians, of so many heads, are in memory at once."""
+        n, size = features.shape[0], self._design_width * n_heads
+        return gen_batches(n, max(1, min(n, self.batch_size or n, _DESIGN_DOUBLES // size)))
+
+    def _changes_of_all(self, features, order):
+        n, n_heads = features.shape[0], self.z.shape[1]
+        needed, limit = 8.0 * n * n_heads * self._design_width, self.problem.accuracy.memory_limit
+        if needed > limit:
+            raise MemoryLimitError(
+                f"An objective of all {n} queries at once needs about {needed / 1e9:.3g} GB for "
+                f"their Jacobians; memory_limit allows {limit / 1e9:.3g} GB. Raise memory_limit, "
+                "pass fewer queries, or use order='first'."
+            )
+        parts = [
+            self._head_changes(self._query_heads(features.take(queries), None), order)
+            for queries in self._query_batches(features, n_heads)
+        ]
+        for blocks in zip(*parts, strict=True):
+            yield blocks[0][0], torch.cat([dz for _, dz in blocks])
 
     def _query_heads(self, features, root):
         """Return the derivatives of combinations of query rows' outputs."""

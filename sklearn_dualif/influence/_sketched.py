@@ -117,7 +117,7 @@ class SketchedEngine(NetworkEngine):
     def leakage(self, features, y, objective):
         """Return the standard deviation of queries' scores under the choice of the sketch, (t,).
 
-        The root mean square over the training rows.
+        The root mean square over the training rows. Of an aggregate's one score, (1,).
         """
         spectrum, curvature = self.problem.spectrum, self.curvature
         sketched = float(curvature.ridge[0])
@@ -136,24 +136,30 @@ class SketchedEngine(NetworkEngine):
         return residual * (spectrum.ridge(sketched) * typical * own_part * scatter)
 
     def _solved_norms(self, features, y, objective):
-        """Return the length of the sketched inverse times each query's gradient, (t,)."""
-        free, basis, parts = self.model.network.n_free, self.problem.design.basis, []
-        ridge = float(self.curvature.ridge[0])
+        """Return the length of the sketched inverse times each query's gradient, (t,) or (1,)."""
+        basis, targets = self.problem.design.basis, []
+        slopes = objective.gradient(self.model.outputs(features), y)
         for rows in gen_batches(features.shape[0], max(1, _BLOCK // self._design_width)):
-            part = features.take(rows)
-            z = self.model.outputs(part)
-            slope = objective.gradient(z, None if y is None else y[rows])
-            heads = part.heads(slope.unsqueeze(-1))
+            heads = features.take(rows).heads(slopes[rows].unsqueeze(-1))
             sketched = basis.sketched(heads)
-            kept = basis.rotated(sketched)
-            design = torch.cat([heads.free_jacobian.to(kept), kept], 2)[:, 0].double().cpu()
-            states = self.curvature.solve(design.T[None])
-            squares = (states[0, free:] ** 2).sum(0)
-            # Components outside of the kept coordinates: no training row has them.
-            outside = (sketched**2).sum((1, 2)) - (kept**2).sum((1, 2))
-            squares += outside.double().cpu().clamp(min=0.0) / ridge**2
-            parts.append(torch.sqrt(squares))
-        return torch.cat(parts)
+            target = torch.cat([heads.free_jacobian.to(sketched), sketched], 2)[:, 0]
+            if objective.aggregate:
+                targets.append(target.sum(0, keepdim=True))
+            else:
+                targets.append(self._solved_norm(target))
+        return self._solved_norm(sum(targets)) if objective.aggregate else torch.cat(targets)
+
+    def _solved_norm(self, target):
+        """Return the length (t,) of solutions for targets (t, f + m): free parts, then sketched."""
+        free, ridge = self.model.network.n_free, float(self.curvature.ridge[0])
+        sketched = target[:, None, free:]
+        kept = self.problem.design.basis.rotated(sketched)
+        design = torch.cat([target[:, :free], kept[:, 0]], 1).double().cpu()
+        states = self.curvature.solve(design.T[None])
+        squares = (states[0, free:] ** 2).sum(0)
+        # Components outside of the kept coordinates: no training row has them.
+        outside = (sketched**2).sum((1, 2)) - (kept**2).sum((1, 2))
+        return torch.sqrt(squares + outside.double().cpu().clamp(min=0.0) / ridge**2)
 
     def _training_norms(self):
         """Return the length of each row's first-order removal in the coordinates, (n,)."""

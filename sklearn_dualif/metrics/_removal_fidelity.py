@@ -114,7 +114,7 @@ def removal_fidelity(
         :math:`\sum_i w_i \ell_i + \tfrac12 \mathrm{ridge}\,\|\theta\|^2`. Each damps the curvature
         at the parameters as fitted; the refits are made once and serve all of them. None: the
         estimator's own.
-    objective : {"loss", "prediction", "margin"} or Loss, optional
+    objective : {"loss", "prediction", "margin"}, Objective or callable, optional
         Instead of the estimator's own.
     order : {"newton", "first", "exact"}, optional
         Instead of the estimator's own. "exact" ends at the optimum of the model's own objective,
@@ -350,11 +350,17 @@ def _checked_effects(effects, kind):
 def _refitted(influence, refits, groups, X, y, objective, order, *, n_jobs):
     """Return the effects (n_groups, n_queries) of refits without each group."""
     chosen, _ = influence._choices(objective, order)
+    if chosen.moves_rows:
+        raise ValueError(
+            "The refits are asked about the rows X, and this objective is about others that it "
+            "makes of them. Pass those rows as X, with objective='loss'."
+        )
     features, targets = influence._queries(X, y, chosen)
     z = influence._engine.model.outputs(features)
     moved = Parallel(n_jobs=n_jobs)(delayed(refits.outputs)(group, X) for group in groups)
     dz = torch.from_numpy(np.stack(moved, 1)) - z.unsqueeze(1)
-    effects = _checked_effects(chosen.change(z, dz, targets).T.numpy(), "refitted")
+    changes = torch.atleast_2d(chosen.change(z, dz, targets))
+    effects = _checked_effects(changes.T.numpy(), "refitted")
     if np.ptp(effects) <= _ROUNDING * np.abs(effects).max():
         raise ValueError(
             f"Removing {groups.shape[1]} rows has the same effect of {effects.flat[0]:.3g} on all "

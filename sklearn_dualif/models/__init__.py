@@ -10,6 +10,7 @@ from ._registry import (
     mean_loss_weight,
     ridge_parameters,
 )
+from ._targets import class_codes, plain_targets
 from ._torch_model import TorchModel
 from ._wrappers import (
     conversion_of,
@@ -29,11 +30,13 @@ __all__ = [
     "TorchModel",
     "as_model_function",
     "check_supported",
+    "class_codes",
     "conversion_of",
     "final_estimator",
     "final_fit_params",
     "is_frozen",
     "mean_loss_weight",
+    "plain_targets",
     "ridge_parameters",
     "tunable_estimator",
 ]

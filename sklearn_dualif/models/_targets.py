@@ -182,3 +182,28 @@ class NoisyTargets(NamedTuple):
                 "that it was fitted on."
             )
         return as_tensor(sample_weight * self.noise.mean() / self.noise)
+
+
+def class_codes(y):
+    """Return the class index (n,) of each row from encoded class labels, whatever their coding."""
+    if y.ndim == 1:
+        return y
+    return (y[:, 0] > 0).long() if y.shape[1] == 1 else y.argmax(1)
+
+
+def plain_targets(targets, y):
+    """Return encoded targets without the coding of their loss.
+
+    Class indices (n,), indicators 0 and 1 (n, n_outputs) of several labels a row, or numbers
+    (n, n_outputs).
+
+    Parameters
+    ----------
+    targets : Targets
+        What encoded them.
+    y : tensor
+        Encoded targets.
+    """
+    if targets.classes is not None:
+        return class_codes(y)
+    return (y > 0).to(y) if isinstance(targets, MultilabelTargets) else y

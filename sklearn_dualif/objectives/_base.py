@@ -1,46 +1,116 @@
-"""The interface of an objective."""
+"""The base of all objectives, and of those that users write."""
 
-from abc import ABC, abstractmethod
+from sklearn.base import BaseEstimator
 
-_NAMES = ("loss", "prediction", "margin")
+from ._evaluated import EvaluatedObjective, slopes
 
 
-class Objective(ABC):
-    """A number for each query row, a function of its outputs.
+class Objective(BaseEstimator):
+    """What an influence is about; to be subclassed for targets of one's own.
 
-    Parameters
+    A subclass defines `value` in torch operations. Its derivative is taken automatically, and its
+    effects are the values at the changed outputs less those before.
+
+    Attributes
     ----------
-    model : ModelFunction
-        Gives the loss and says which outputs are seen.
+    requires_y : bool
+        Whether `value` needs the targets of the query rows.
+    aggregate : bool
+        Whether `value` is one number for all query rows, not one a row.
+
+    See Also
+    --------
+    Loss : The loss that the model was trained on.
+    DemographicParity : An aggregate.
+
+    Notes
+    -----
+    A plain function of outputs and targets does as well, where it needs no settings:
+    ``objective=lambda outputs, y: outputs.amax(1)``. It is an aggregate if it returns a tensor
+    without dimensions. An objective with one number a row is called with any number of rows; an
+    aggregate always with all query rows, so that it may hold something for each of them.
+
+    Examples
+    --------
+    How much probability the predicted class has:
+
+    >>> import torch
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn_dualif import InfluenceEstimator
+    >>> from sklearn_dualif.objectives import Objective
+    >>> class Confidence(Objective):
+    ...     def value(self, outputs, y):
+    ...         return torch.softmax(outputs, 1).amax(1)
+    >>> X, y = load_iris(return_X_y=True)
+    >>> influence = InfluenceEstimator(LogisticRegression(solver="newton-cholesky")).fit(X, y)
+    >>> influence.influence(X[:2], objective=Confidence()).shape
+    (2, 150)
     """
 
     requires_y = False
-    linear = False
     aggregate = False
 
-    def __init__(self, model):
-        self.model = model
+    def value(self, outputs, y):
+        """Return the objective of query rows.
 
-    @abstractmethod
-    def change(self, z, dz, y):
-        """Return the change when outputs z (t, C) become z + dz (t, m, C): (t, m)."""
+        Parameters
+        ----------
+        outputs : (n, n_outputs) tensor
+            Before the inverse link: logits, log means, regression outputs.
+        y : tensor or None
+            Class indices (n,), indicators or numbers (n, n_outputs); None if there are none.
 
-    @abstractmethod
-    def gradient(self, z, y):
-        """Return the derivative with respect to the outputs, (t, C)."""
-
-
-def resolve_objective(objective, model):
-    """Return the `Objective` that a name, or an object with ``bind(model)``, stands for."""
-    from ._prediction import Margin, Prediction
-    from ._training_loss import TrainingLoss
-
-    if hasattr(objective, "bind"):
-        return objective.bind(model)
-    named = {"loss": TrainingLoss, "prediction": Prediction, "margin": Margin}
-    if not isinstance(objective, str) or objective not in named:
-        raise ValueError(
-            f"objective={objective!r} is not known. Choose one of {', '.join(map(repr, _NAMES))}, "
-            "or sklearn_dualif.objectives.Loss(linear=True)."
+        Returns
+        -------
+        (n,) tensor, or one without dimensions for an aggregate
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no value(outputs, y). Define it, in torch operations."
         )
-    return named[objective](model)
+
+    def gradient(self, outputs, y):
+        """Return the derivative of the value, or of the sum of values, by the outputs.
+
+        Parameters
+        ----------
+        outputs, y : tensor
+            See `value`.
+
+        Returns
+        -------
+        (n, n_outputs) tensor
+        """
+        return slopes(self.value, outputs, y)
+
+    def bind(self, model):
+        """Return what engines ask of this objective for a model.
+
+        Parameters
+        ----------
+        model : ModelFunction
+            What effects are asked of.
+
+        Returns
+        -------
+        BoundObjective
+        """
+        return EvaluatedObjective(model, self)
+
+
+class FunctionObjective(Objective):
+    """A plain function of outputs and targets.
+
+    Parameters
+    ----------
+    function : callable
+        As `Objective.value`.
+    """
+
+    aggregate = None
+
+    def __init__(self, function):
+        self.function = function
+
+    def value(self, outputs, y):
+        return self.function(outputs, y)

@@ -1,9 +1,10 @@
 """The loss that the model was trained on, in the units of scikit-learn's metric."""
 
 from ._base import Objective
+from ._bound import BoundObjective
 
 
-class Loss:
+class Loss(Objective):
     """The loss that the model was trained on, as an objective with an option.
 
     Parameters
@@ -11,6 +12,10 @@ class Loss:
     linear : bool, default=False
         Whether effects on the loss are linear in those on the outputs, instead of the loss at the
         changed outputs less the loss before. Linear scores of single rows may be added up.
+
+    See Also
+    --------
+    AverageLoss : The mean loss of a slice of the query rows, or of the worst group.
 
     Examples
     --------
@@ -25,28 +30,16 @@ class Loss:
     (2, 150)
     """
 
+    requires_y = True
+
     def __init__(self, *, linear=False):
         self.linear = linear
 
     def bind(self, model):
-        """Return the `Objective` for a model.
-
-        Parameters
-        ----------
-        model : ModelFunction
-            What effects are asked of.
-
-        Returns
-        -------
-        TrainingLoss
-        """
         return TrainingLoss(model, linear=self.linear)
 
-    def __repr__(self):
-        return f"Loss(linear={self.linear})"
 
-
-class TrainingLoss(Objective):
+class TrainingLoss(BoundObjective):
     """Unweighted loss of a query row: log loss, squared error, deviance, ..."""
 
     requires_y = True
@@ -54,6 +47,10 @@ class TrainingLoss(Objective):
     def __init__(self, model, *, linear=False):
         super().__init__(model)
         self.linear = linear
+
+    def value(self, z, y):
+        """Return the loss of each row, (t,)."""
+        return self.model.loss.value(y, z)
 
     def change(self, z, dz, y):
         return self.model.loss.change(y.unsqueeze(1), z.unsqueeze(1), dz)
