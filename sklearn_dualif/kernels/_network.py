@@ -143,6 +143,24 @@ class Network:
             parts = [self._call(inputs[rows]) for rows in gen_batches(len(inputs), _BATCH_ROWS)]
         return torch.cat(parts)
 
+    def input_gradients(self, inputs, slopes):
+        """Return the derivatives of ``<slopes, outputs>`` of each row by its inputs.
+
+        Parameters
+        ----------
+        inputs : (n, ...) tensor
+            Floats.
+        slopes : (n, C) tensor
+            Weights of the outputs.
+        """
+        inputs, parts = self.to_device(inputs), []
+        for rows in gen_batches(len(inputs), _BATCH_ROWS):
+            with torch.enable_grad():
+                leaf = inputs[rows].detach().clone().requires_grad_()
+                z = self._call(leaf)
+            parts += torch.autograd.grad(z, leaf, slopes[rows].to(z))
+        return torch.cat(parts)
+
     def _call(self, inputs, parameters=None):
         """Return the outputs, at other values of some parameters where given."""
         if inputs.is_floating_point():

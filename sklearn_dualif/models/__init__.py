@@ -3,6 +3,7 @@
 from . import _kernel, _linear, _mlp, _torch  # noqa: F401 - registers the models
 from ._base import KernelModel, LinearModel, ModelFunction, Penalty
 from ._linear_network import LinearNetworkModel
+from ._movable import movable_rows
 from ._network import NetworkModel
 from ._registry import (
     as_model_function,
@@ -36,6 +37,7 @@ __all__ = [
     "final_fit_params",
     "is_frozen",
     "mean_loss_weight",
+    "movable_rows",
     "plain_targets",
     "ridge_parameters",
     "tunable_estimator",
