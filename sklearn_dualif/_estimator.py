@@ -18,7 +18,7 @@ from sklearn.utils._metadata_requests import _routing_enabled
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from ._validation import check_known_options, check_order, check_positions, check_ridge
 
@@ -75,8 +75,11 @@ class InfluenceEstimator(
         which rank rows but are no effects of removal. Of an estimator with it, only `influence`,
         ``influence_``, ``self_influence_`` (the squared length of a gradient) and `transform` can
         be asked, and ``order`` is not used.
-    objective : {"loss", "prediction", "margin"} or Loss, default="loss"
-        What `influence` and ``influence_`` are about.
+    objective : {"loss", "prediction", "margin"}, Objective or callable, default="loss"
+        What `influence` and ``influence_`` are about: a name, one of `sklearn_dualif.objectives`,
+        or a function of the outputs (n, n_outputs), before the inverse link, and the targets of
+        query rows as torch tensors that returns one number a row, or an aggregate: one number for
+        all query rows. It is differentiated automatically.
     order : {"newton", "first", "exact"}, default="newton"
         "newton" takes one Newton step on the rows that stay, which is exact for squared loss.
         "first" is the classical linear approximation. "exact" iterates to the optimum without the
@@ -132,8 +135,8 @@ class InfluenceEstimator(
     self_influence_ : (n_train,) array
         Effect of removing row i on its own loss. Large for atypical and mislabelled rows.
     influence_ : (n_train,) array
-        Effect of removing row i on the mean objective over ``X_val, y_val``; without them over
-        the training rows, linear in the objective.
+        Effect of removing row i on the mean objective over ``X_val, y_val``, or on an aggregate
+        of them; without them over the training rows, linear in the objective.
     leverage_ : (n_train,) array
         Trace of row i's block of the hat matrix, between 0 and the number of outputs.
     effective_dimension_ : float
@@ -380,13 +383,15 @@ class InfluenceEstimator(
         X : array-like, (n_queries, n_features)
             Query rows.
         y : array-like, (n_queries,) or (n_queries, n_outputs), optional
-            Their targets, for the objectives "loss" and "margin".
-        objective, order : str, optional
+            Their targets, for the objectives "loss" and "margin" and others about targets.
+        objective : str, Objective or callable, optional
+            Instead of the estimator's own.
+        order : str, optional
             Instead of the estimator's own.
 
         Returns
         -------
-        (n_queries, n_train) array
+        (n_queries, n_train) array, (1, n_train) for an aggregate objective
             Positive on a loss: the training row helps that query.
 
         Examples
@@ -458,18 +463,19 @@ class InfluenceEstimator(
         Parameters
         ----------
         X, y : array-like
-            Query rows and, for the objectives "loss" and "margin", their targets. Without ``y``
-            the objective is "prediction".
+            Query rows and, for objectives about them, their targets. With neither ``y`` nor an
+            objective, it is "prediction".
         k : int, default=10
             Rows a query.
-        objective : str, optional
+        objective : str, Objective or callable, optional
             Instead of the estimator's own.
 
         Returns
         -------
         pandas.DataFrame
-            Columns query (the query's index label), rank (1 is the largest effect by size),
-            position, train_index (the training row's index label), effect, self_influence.
+            Columns query (the query's index label; "all" for an aggregate), rank (1 is the largest
+            effect by size), position, train_index (the training row's index label), effect,
+            self_influence.
 
         Examples
         --------
@@ -496,7 +502,10 @@ class InfluenceEstimator(
         k = min(int(k), effects.shape[1])
         order = np.argsort(-np.abs(effects), axis=1, kind="stable")[:, :k]
         n_queries = len(effects)
-        labels = X.index if hasattr(X, "iloc") else np.arange(n_queries)
+        if n_queries != _num_samples(X):
+            labels = ["all"]
+        else:
+            labels = X.index if hasattr(X, "iloc") else np.arange(n_queries)
         index = np.arange(effects.shape[1]) if self._train_index is None else self._train_index
         position = order.ravel()
         return pd.DataFrame(
@@ -519,14 +528,14 @@ class InfluenceEstimator(
         Parameters
         ----------
         X, y : array-like
-            Query rows and, for the objectives "loss" and "margin", their targets. Without ``y``
-            the objective is "prediction".
-        objective : str, optional
+            Query rows and, for objectives about them, their targets. With neither ``y`` nor an
+            objective, it is "prediction".
+        objective : str, Objective or callable, optional
             Instead of the estimator's own.
 
         Returns
         -------
-        (n_queries,) array
+        (n_queries,) array, (1,) for an aggregate objective
             Standard deviation under the choice of the sketch, root mean square over the training
             rows. Zero without a sketch.
 
@@ -552,12 +561,14 @@ class InfluenceEstimator(
             Positions of the rows, in the order of the X passed to `fit`.
         X, y : array-like, optional
             Query rows and targets; none: the training rows.
-        objective, order : str, optional
+        objective : str, Objective or callable, optional
+            Instead of the estimator's own.
+        order : str, optional
             Instead of the estimator's own.
 
         Returns
         -------
-        (n_queries,) array
+        (n_queries,) array, (1,) for an aggregate objective
 
         Examples
         --------
@@ -612,12 +623,14 @@ class InfluenceEstimator(
             Their targets instead.
         X, y : array-like, optional
             Query rows and targets; none: the training rows with their original targets.
-        objective, order : str, optional
+        objective : str, Objective or callable, optional
+            Instead of the estimator's own.
+        order : str, optional
             Instead of the estimator's own.
 
         Returns
         -------
-        (n_queries,) array
+        (n_queries,) array, (1,) for an aggregate objective
 
         Notes
         -----
