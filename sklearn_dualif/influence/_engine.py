@@ -285,7 +285,7 @@ class InfluenceEngine:
 
     def _aggregate_influence(self, features, y, objective, order):
         """Return the effect of each single removal on an aggregate of all queries, (n,)."""
-        z, n = self._query_outputs(features, order), self.curvature.n_rows
+        z, n = self.query_outputs(features, order), self.curvature.n_rows
         if order == "first" or objective.linear:
             slopes = objective.gradient(z, y)
             return total_effects(self._stream(features, slopes, LinearForm(), order), n)
@@ -294,7 +294,7 @@ class InfluenceEngine:
             return weighted_effects(objective, z, y, tiles, n)
         return evaluated_effects(objective, z, y, self._changes_of_all(features, order), n)
 
-    def _query_outputs(self, features, order):
+    def query_outputs(self, features, order):
         """Return the outputs of query rows, (t, C)."""
         return self.outputs(features, order)[0]
 

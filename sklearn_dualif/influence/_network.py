@@ -380,7 +380,7 @@ class NetworkEngine(InfluenceEngine):
                 effects = dz[..., 0] if linear else self._evaluated(objective, z, dz, targets)
                 yield queries, columns, effects
 
-    def _query_outputs(self, features, order):
+    def query_outputs(self, features, order):
         return self.model.outputs(features)
 
     def _query_batches(self, features, n_heads):

@@ -1,5 +1,7 @@
 """Classes of a model: which one a label names, and how probable its outputs make it."""
 
+from functools import partial
+
 import torch
 
 from ..exceptions import UnsupportedOptionError
@@ -35,29 +37,32 @@ def class_probability(model, index):
     UnsupportedOptionError
         If the model gives no probabilities.
     """
-    loss, seen = model.loss, model.n_outputs
+    loss = model.loss
     if isinstance(loss, SoftmaxLogLoss):
-        return lambda z: torch.softmax(z, -1)[..., index]
-    if isinstance(loss, BinaryLogLoss):
-        share = torch.sigmoid
-    elif isinstance(loss, ModifiedHuber):
-        share = _clipped
-    else:
-        raise UnsupportedOptionError(
-            f"{type(model.estimator).__name__} gives no class probabilities, whose rates this "
-            "objective compares. Wrap a model with predict_proba such as LogisticRegression, or "
-            "write the objective as a function of the outputs."
-        )
-    if seen == 1:
-        return lambda z: share(z[..., 0] if index == 1 else -z[..., 0])
+        return partial(_of_softmax, index)
+    if isinstance(loss, BinaryLogLoss | ModifiedHuber):
+        share = torch.sigmoid if isinstance(loss, BinaryLogLoss) else _clipped
+        return partial(_of_two if model.n_outputs == 1 else _against_rest, share, index)
+    raise UnsupportedOptionError(
+        f"{type(model.estimator).__name__} gives no class probabilities, whose rates this "
+        "objective compares. Wrap a model with predict_proba such as LogisticRegression, or write "
+        "the objective as a function of the outputs."
+    )
 
-    def normalised(z):
-        shares = share(z)
-        total = shares.sum(-1)
-        empty = total == 0
-        return torch.where(empty, 1.0 / seen, shares[..., index] / torch.where(empty, 1.0, total))
 
-    return normalised
+def _of_softmax(index, z):
+    return torch.softmax(z, -1)[..., index]
+
+
+def _of_two(share, index, z):
+    return share(z[..., 0] if index == 1 else -z[..., 0])
+
+
+def _against_rest(share, index, z):
+    shares = share(z)
+    total = shares.sum(-1)
+    none = total == 0
+    return torch.where(none, 1.0 / z.shape[-1], shares[..., index] / torch.where(none, 1.0, total))
 
 
 def _clipped(z):
