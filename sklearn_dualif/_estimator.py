@@ -366,6 +366,11 @@ class InfluenceEstimator(
         if "_diagnostics" not in vars(self):
             raise AttributeError(f"{type(self).__name__} has no {name} yet. Call fit first.")
         values = self._diagnostics.compute()
+        if name == "influence_" and self._diagnostics.lacks_rows:
+            raise AttributeError(
+                "influence_ would be about the training rows, and the objective has labels of "
+                "other rows. Pass those rows to fit as X_val, or ask influence about them."
+            )
         if name not in values:
             raise AttributeError(
                 f"curvature='identity' gives scores, not effects of removal, and no {name}. Use "

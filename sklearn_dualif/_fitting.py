@@ -66,13 +66,9 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
         model = engine.model
         objective = resolve_objective(influence.objective, model)
         values = _attributes(engine)
-        diagnostics = Diagnostics(engine, objective)
+        diagnostics = Diagnostics(engine, objective, X, y)
         if X_val is not None:
             diagnostics.average_over(X_val, y_val)
-        elif objective.moves_rows:
-            diagnostics.average_over(X, y)
-        else:
-            objective.prepare(engine.problem.features, engine.problem.y)
         if engine.form not in _LAZY:
             diagnostics.compute()
     for name, value in values.items():
@@ -334,12 +330,22 @@ class Diagnostics:
     engine : InfluenceEngine
     objective : BoundObjective
         Of ``influence_``.
+    X, y : array-like
+        The training rows, over which it is where `average_over` is not called.
     """
 
-    def __init__(self, engine, objective):
+    def __init__(self, engine, objective, X, y):
         self._engine = engine
         self._objective = objective
+        self._training = X, y
         self._values = {}
+
+    @property
+    def lacks_rows(self):
+        """Whether the objective has labels of other rows than those that there are."""
+        n_rows = self._objective.n_rows
+        known = n_rows in (None, self._engine.problem.features.shape[0])
+        return not known and "influence_" not in self._values
 
     def average_over(self, X, y):
         """Let ``influence_`` be about the mean objective over these rows."""
@@ -347,6 +353,14 @@ class Diagnostics:
         features, targets = objective.queries(X, y)
         average = engine.mean_influence(features, targets, objective, engine.order)
         self._values["influence_"] = average.numpy()
+
+    def _average_over_training_rows(self):
+        engine, objective = self._engine, self._objective
+        if objective.moves_rows:
+            self.average_over(*self._training)
+            return
+        objective.prepare(engine.problem.features, engine.problem.y)
+        self._values["influence_"] = engine.training_influence(objective).numpy()
 
     def compute(self):
         """Return the fitted attributes by name."""
@@ -361,8 +375,8 @@ class Diagnostics:
                 "effective_dimension_": float(leverage.sum()),
                 "loo_loss_": model.loss.value(engine.problem.y, engine.loo_outputs()).numpy(),
             }
-        if "influence_" not in self._values:
-            self._values["influence_"] = engine.training_influence(self._objective).numpy()
+        if "influence_" not in self._values and not self.lacks_rows:
+            self._average_over_training_rows()
         return self._values
 
 

@@ -225,6 +225,21 @@ def test_the_objective_of_an_estimator_is_about_its_validation_rows():
     np.testing.assert_allclose(over_training.removal_effect([2]), expected[:, 2], atol=1e-12)
 
 
+def test_an_estimator_may_carry_labels_of_rows_to_come():
+    X, y, X_query, y_query = rows(2)
+    spec = EqualOpportunity(GROUPS)
+    influence = InfluenceEstimator(clone(ENGINES["primal"][0]), objective=spec).fit(X, y)
+    expected = fitted("primal").influence(X_query, y_query, objective=spec)
+    np.testing.assert_array_equal(influence.influence(X_query, y_query), expected)
+    assert influence.self_influence_.shape == (len(X),)
+    with pytest.raises(AttributeError, match=r"labels of other rows. Pass .* as X_val"):
+        _ = influence.influence_
+    with pytest.raises(ValueError, match=r"has 21 labels.*on 40 rows"):
+        influence.removal_effect([0])
+    with pytest.raises(ValueError, match=r"has 21 labels.*on 5 rows"):
+        influence.fit(X, y, X_val=X_query[:5], y_val=y_query[:5])
+
+
 # Against real refits
 
 

@@ -71,6 +71,7 @@ class MeanLoss(WeightedAggregate):
         super().__init__(rows)
         self.subset = subset
         self.groups = groups
+        self.n_rows = None if groups is None else len(groups.codes)
 
     def row_weights(self, n_rows, y):
         kept = torch.from_numpy(_mask(self.subset, n_rows))

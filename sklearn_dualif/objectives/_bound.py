@@ -31,6 +31,8 @@ class BoundObjective(ABC):
         Of an aggregate that is a function of weighted sums of it; see `WeightedAggregate`.
     moves_rows : bool
         Whether it is about other rows than those it is given; see `features`.
+    n_rows : int or None
+        How many query rows it carries labels for; None: it carries none.
     """
 
     requires_y = False
@@ -38,6 +40,7 @@ class BoundObjective(ABC):
     aggregate = False
     rows = None
     moves_rows = False
+    n_rows = None
 
     def __init__(self, model):
         self.model = model

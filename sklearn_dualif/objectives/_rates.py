@@ -113,6 +113,7 @@ class RateGap(WeightedAggregate):
         self.rule = rule
         self.favorable = favorable
         self.requires_y = rule.conditions != ("all",)
+        self.n_rows = len(rule.groups.codes)
 
     def row_weights(self, n_rows, y):
         self.rule.groups.check_length(n_rows, "sensitive_features")
