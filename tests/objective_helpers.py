@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from sklearn_dualif import InfluenceEstimator
 from sklearn_dualif.exceptions import InfluenceWarning
-from sklearn_dualif.sketching import GaussianSketch
+from sklearn_dualif.sketching import FactorizedSketch, GaussianSketch
 
 N, N_QUERIES = 40, 21
 LABELS = np.array(["ash", "birch", "cedar"])
@@ -37,6 +37,10 @@ ENGINES = {
     "network dual": (_PERCEPTRON, {"solver": "dual"}),
     "network iterative": (_PERCEPTRON, {"solver": "iterative", "tol": 1e-9}),
     "network kfac": (_PERCEPTRON, {"curvature": "kfac"}),
+    "network sketched kfac": (
+        _PERCEPTRON,
+        {"curvature": "kfac", "sketch": FactorizedSketch(8, random_state=0)},
+    ),
     "network sketched": (_PERCEPTRON, {"sketch": GaussianSketch(24, random_state=0)}),
 }
 
@@ -68,7 +72,7 @@ def fit(model, options, X, y, **validation):
 
 def orders(engine):
     """Return the orders of an engine that evaluate objectives at changed outputs."""
-    return ["newton"] if engine in ("fisher", "network kfac") else ["newton", "exact"]
+    return ["newton"] if engine == "fisher" or "kfac" in engine else ["newton", "exact"]
 
 
 def assert_close(actual, expected, tolerance=1e-9):
