@@ -721,6 +721,91 @@ class InfluenceEstimator(
         self._engine.write(final_estimator(estimator), state, removed, order)
         return estimator
 
+    def trim_for(
+        self,
+        objective,
+        X,
+        y,
+        *,
+        step=0.005,
+        max_removed=0.05,
+        max_loss=0.01,
+        order=None,
+        refit=False,
+        n_jobs=None,
+    ):
+        """Find training rows to drop, in steps, that bring an objective closer to zero.
+
+        Each step takes the rows whose single removals bring the objective closest to zero where it
+        stands by then, and predicts objective and score without all rows so far together. It ends
+        before the objective changes its sign, stops coming closer to zero, or costs too much.
+
+        Parameters
+        ----------
+        objective : Objective, "loss" or callable
+            What is to come closer to zero: a gap between groups, an average loss. One number a
+            query row counts by its mean.
+        X, y : array-like
+            Query rows that it is evaluated on, and their targets.
+        step : float or int, default=0.005
+            Rows of a step: a share of the training rows, or a number.
+        max_removed : float or int, default=0.05
+            Rows dropped in all, at most.
+        max_loss : float, default=0.01
+            How much lower the accuracy, or R² of a regression, on the query rows may become.
+        order : str, optional
+            Of the removals, instead of the estimator's own. "exact" is dearer and, on convex
+            models, equal to refits.
+        refit : bool, default=False
+            Whether to refit the model without the rows after each step, too.
+        n_jobs : int or None, default=None
+            Refits at a time.
+
+        Returns
+        -------
+        Trimming
+            With the rows, the path of predictions and a fitted model without the rows.
+
+        Notes
+        -----
+        The path is as good as the rows that it was found on: judge the model that it ends at on
+        other rows than ``X``.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_breast_cancer
+        >>> from sklearn.linear_model import LogisticRegression
+        >>> from sklearn.preprocessing import scale
+        >>> from sklearn_dualif import InfluenceEstimator
+        >>> from sklearn_dualif.objectives import DemographicParity
+        >>> X, y = load_breast_cancer(return_X_y=True)
+        >>> group, X = X[:, 1] > 19, scale(X)
+        >>> influence = InfluenceEstimator(LogisticRegression(C=0.1)).fit(X[:300], y[:300])
+        >>> trimming = influence.trim_for(DemographicParity(group[300:]), X[300:], y[300:], step=5)
+        >>> trimming.n_removed
+        array([ 0,  5, 10, 15])
+        >>> trimming.objective.round(2)
+        array([0.36, 0.34, 0.33, 0.32])
+        """
+        from ._trimming import trim
+
+        check_is_fitted(self)
+        check_order(self.order if order is None else order, self.curvature)
+        if not self._engine.gives_effects:
+            self._engine.no_effects()
+        return trim(
+            self,
+            objective,
+            X,
+            y,
+            step=step,
+            max_removed=max_removed,
+            max_loss=max_loss,
+            order=order,
+            refit=refit,
+            n_jobs=n_jobs,
+        )
+
     # The wrapped model -------------------------------------------------------------------------
 
     @available_if(_wrapped_has("predict"))

@@ -26,6 +26,8 @@ ROOMS = (
     "influence",
     "_validation",
     "_fitting",
+    "_refitting",
+    "_trimming",
     "_estimator",
     "cleaning",
     "metrics",

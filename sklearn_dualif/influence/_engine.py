@@ -287,12 +287,16 @@ class InfluenceEngine:
         """Return the effect of each single removal on an aggregate of all queries, (n,)."""
         z, n = self.query_outputs(features, order), self.curvature.n_rows
         if order == "first" or objective.linear:
-            slopes = objective.gradient(z, y)
-            return total_effects(self._stream(features, slopes, LinearForm(), order), n)
+            return self.linear_influence(features, objective.gradient(z, y), order)
         if objective.rows is not None:
             tiles = self._stream(features, y, objective.rows, order)
             return weighted_effects(objective, z, y, tiles, n)
         return evaluated_effects(objective, z, y, self._changes_of_all(features, order), n)
+
+    def linear_influence(self, features, slopes, order):
+        """Return the effect (n,) of each single removal on ``sum(slopes * z)``, slopes (t, C)."""
+        tiles = self._stream(features, slopes, LinearForm(), order)
+        return total_effects(tiles, self.curvature.n_rows)
 
     def query_outputs(self, features, order):
         """Return the outputs of query rows, (t, C)."""

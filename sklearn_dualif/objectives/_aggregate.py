@@ -49,6 +49,9 @@ class WeightedAggregate(BoundObjective):
         """Return the sums (g,) at outputs z."""
         return self.weights.T @ self.rows.value(z, y)
 
+    def value(self, z, y):
+        return self.combine(self.sums(z, y).unsqueeze(1))[0]
+
     def change_of(self, sums, moves):
         """Return the changes (m,) of F when sums (g,) change by moves (g, m)."""
         sums = sums.unsqueeze(1)

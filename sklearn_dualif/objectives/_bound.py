@@ -89,6 +89,10 @@ class BoundObjective(ABC):
         self.prepare(features, targets)
         return features, targets
 
+    def value(self, z, y):
+        """Return each row's number (t,), or the one number, at outputs z."""
+        raise NotImplementedError(f"{type(self).__name__} is known by its changes alone.")
+
     @abstractmethod
     def change(self, z, dz, y):
         """Return the change when outputs z become z + dz (t, m, C): (t, m); aggregates: (m,)."""

@@ -57,16 +57,16 @@ class EvaluatedObjective(BoundObjective):
         z = self.model.outputs(features)
         if self.aggregate is None:
             self.aggregate = torch.as_tensor(self._raw(z, y)).ndim == 0
-        self._values(z, y)
+        self.value(z, y)
 
     def change(self, z, dz, y):
-        before = self._values(z, y)
+        before = self.value(z, y)
         if self.aggregate:
             return self._totals(z, dz, y) - before
         t, m, _ = dz.shape
         moved = (z.unsqueeze(1) + dz).flatten(0, 1)
         repeated = None if y is None else y.repeat_interleave(m, 0)
-        return self._values(moved, repeated).view(t, m) - before.unsqueeze(1)
+        return self.value(moved, repeated).view(t, m) - before.unsqueeze(1)
 
     def _totals(self, z, dz, y):
         """Return the values (m,) at each of the changed outputs."""
@@ -98,8 +98,7 @@ class EvaluatedObjective(BoundObjective):
         with torch.no_grad():
             return self.objective.value(z[:, : self.model.n_outputs], self._plain(y))
 
-    def _values(self, z, y):
-        """Return the values of rows (n,), or the one value of all."""
+    def value(self, z, y):
         values = self._raw(z, y)
         expected = () if self.aggregate else (len(z),)
         if not torch.is_tensor(values) or tuple(values.shape) != expected:

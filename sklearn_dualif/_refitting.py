@@ -1,0 +1,106 @@
+"""Fits of a wrapped model without some of its rows."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
+from sklearn.utils import _safe_indexing, get_tags, indexable
+from sklearn.utils.metaestimators import _safe_split
+from sklearn.utils.validation import _check_method_params, _num_samples
+
+from .models import TorchModel, as_model_function, final_estimator, is_frozen
+
+
+@dataclass(frozen=True)
+class Refits:
+    """Fits of the wrapped estimator without some of its rows.
+
+    Attributes
+    ----------
+    estimator : estimator
+        Not fitted.
+    conversion : Conversion
+        From the caller's data to those of the estimator.
+    X, y, fit_params
+        As they were passed to `InfluenceEstimator.fit`.
+    torch_state : tensor
+        State of torch's random generator at the fit.
+    options : dict
+        How networks are evaluated.
+    """
+
+    estimator: object
+    conversion: object
+    X: object
+    y: object
+    fit_params: dict
+    torch_state: torch.Tensor
+    options: dict
+
+    @classmethod
+    def of(cls, influence):
+        """Return the refits of an influence estimator; raise if its model has none."""
+        X, y = indexable(influence._X_train, influence._y_train)
+        _check_refittable(influence)
+        return cls(
+            _unfitted(influence.estimator_),
+            influence._conversion,
+            X,
+            y,
+            influence._fit_params,
+            influence._torch_state,
+            {"dtype": influence.dtype, "device": influence.device},
+        )
+
+    def outputs(self, removed, X):
+        """Return the outputs (n_queries, n_latent) of the refit without some rows."""
+        kept = np.setdiff1d(np.arange(_num_samples(self.X)), removed)
+        rows, targets = _safe_split(self.estimator, self.X, self.y, kept)
+        if get_tags(self.estimator).input_tags.pairwise:
+            X = _safe_indexing(X, kept, axis=1)
+        fit_params = _check_method_params(self.X, self.fit_params, kept)
+        estimator = clone(self.estimator)
+        with torch.random.fork_rng([]):
+            torch.set_rng_state(self.torch_state)
+            estimator.fit(
+                self.conversion.rows(rows), self.conversion.targets(targets), **fit_params
+            )
+        model = as_model_function(estimator).prepared(rows, **self.options)
+        return model.outputs(model.features(X)).numpy()
+
+
+def _check_refittable(influence):
+    estimator = influence.estimator_
+    name = type(final_estimator(estimator)).__name__
+    if isinstance(final_estimator(estimator), TorchModel):
+        raise ValueError(
+            "A TorchModel is trained by its owner and cannot be fitted again without some rows. "
+            "Wrap a net of skorch, or compare InfluenceEstimator.removal_effect with modules "
+            "that you train without the rows."
+        )
+    if is_frozen(_unfitted(estimator)):
+        raise ValueError(
+            f"The {name} inside {type(estimator).__name__} is frozen where it cannot be taken out "
+            "and fitted again. Wrap it outside of the search."
+        )
+    conversion = influence._conversion
+    rows, targets = conversion.rows(influence._X_train), conversion.targets(influence._y_train)
+    if influence._engine.model.times_trained(rows, targets) is not None:
+        raise ValueError(
+            f"{name} holds out rows by its train_split, and would hold out others when some are "
+            "removed. Set train_split=None, or skorch.helper.predefined_split(dataset)."
+        )
+
+
+def _unfitted(estimator):
+    """Return a clone whose final estimator is not frozen."""
+    if isinstance(estimator, FrozenEstimator):
+        return _unfitted(estimator.estimator)
+    unfitted = clone(estimator)
+    if isinstance(estimator, Pipeline):
+        name, last = estimator.steps[-1]
+        unfitted.set_params(**{name: _unfitted(last)})
+    return unfitted
