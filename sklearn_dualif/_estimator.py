@@ -752,7 +752,8 @@ class InfluenceEstimator(
         max_removed : float or int, default=0.05
             Rows dropped in all, at most.
         max_loss : float, default=0.01
-            How much lower the accuracy, or R² of a regression, on the query rows may become.
+            How much lower the accuracy, or R² of a regression, on the query rows may become; of an
+            objective that moves rows, on these.
         order : str, optional
             Of the removals, instead of the estimator's own. "exact" is dearer and, on convex
             models, equal to refits.
