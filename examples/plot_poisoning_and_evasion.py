@@ -94,8 +94,8 @@ for name, curve in curves.items():
     print(f"{name:>20}: accuracy {curve[0]:.3f}, attacked with eps {eps}: {curve[4]:.3f}")
 
 # %%
-# Left: accuracy comes back as planted rows go. Right: what the trimmed model withstands, and what it
-# gives up on rows that nobody moved.
+# Left: accuracy comes back as planted rows go. Right: what the trimmed model withstands, and what
+# it gives up on rows that nobody moved.
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
 left.axhline(clean, color="gray", linestyle=":", label="clean labels")

@@ -765,7 +765,10 @@ class InfluenceEstimator(
         Returns
         -------
         Trimming
-            With the rows, the path of predictions and a fitted model without the rows.
+            With ``rows`` in the order of dropping; the path ``n_removed``, ``objective`` and
+            ``score`` after each step, and ``refitted_objective`` and ``refitted_score`` if asked
+            for, also as a data frame by ``frame()``; why it ``stopped``; and ``estimator``, a
+            fitted model without the rows.
 
         Notes
         -----

