@@ -303,6 +303,25 @@ def test_clones_and_pickles():
     np.testing.assert_array_equal(again.influence(X[:3], y[:3]), tracin.influence(X[:3], y[:3]))
 
 
+def test_a_recorder_as_a_parameter():
+    X, y = data()
+    module, states, rates = trained_states()
+    recorder = CheckpointRecorder()
+    for state, rate in zip(states, rates, strict=True):
+        own = copy.deepcopy(module)
+        own.load_state_dict(state)
+        recorder.record(own, rate)
+    expected = naive_scores(module, states, rates, X, y, X[:5], y[:5])
+    model = TorchModel(module, classes=[0, 1, 2])
+    for tracin in (
+        InfluenceEstimator(clone(model).set_params(checkpoints=recorder), curvature="identity"),
+        clone(InfluenceEstimator(model, curvature="identity", checkpoints=recorder)),
+    ):
+        close(tracin.fit(X, y).influence(X[:5], y[:5]), expected)
+    clone(recorder).record(module, 0.1)
+    assert len(recorder.checkpoints_) == 3
+
+
 # Mistakes
 
 

@@ -114,6 +114,13 @@ class CheckpointRecorder(Callback):
         self.epochs = epochs
         self.folder = folder
 
+    def __sklearn_clone__(self):
+        # What was kept is what others take as a parameter; a training forgets it at its start.
+        copied = copy.copy(self)
+        if hasattr(self, "checkpoints_"):
+            copied.checkpoints_ = list(self.checkpoints_)
+        return copied
+
     def initialize(self):
         """Check the parameters and forget what was kept.
 
