@@ -2,6 +2,7 @@
 
 from . import _kernel, _linear, _mlp, _torch  # noqa: F401 - registers the models
 from ._base import KernelModel, LinearModel, ModelFunction, Penalty
+from ._dropout import with_fixed_masks
 from ._linear_network import LinearNetworkModel
 from ._movable import movable_rows
 from ._network import NetworkModel
@@ -10,9 +11,11 @@ from ._registry import (
     check_supported,
     mean_loss_weight,
     ridge_parameters,
+    trained_at_random,
 )
 from ._targets import class_codes, plain_targets
 from ._torch_model import TorchModel
+from ._variants import NetworkVariant
 from ._wrappers import (
     conversion_of,
     final_estimator,
@@ -27,6 +30,7 @@ __all__ = [
     "LinearNetworkModel",
     "ModelFunction",
     "NetworkModel",
+    "NetworkVariant",
     "Penalty",
     "TorchModel",
     "as_model_function",
@@ -40,5 +44,7 @@ __all__ = [
     "movable_rows",
     "plain_targets",
     "ridge_parameters",
+    "trained_at_random",
     "tunable_estimator",
+    "with_fixed_masks",
 ]

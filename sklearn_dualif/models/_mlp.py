@@ -15,7 +15,13 @@ from torch import nn
 from ..losses import BinaryLogLoss, HalfSquaredError, HalfTweedieDeviance, SoftmaxLogLoss
 from ._base import Penalty, _shallow_copy
 from ._network import Decay, NetworkModel
-from ._registry import as_model_function, check_options, refuse_option, ridge_parameters
+from ._registry import (
+    as_model_function,
+    check_options,
+    refuse_option,
+    ridge_parameters,
+    trained_at_random,
+)
 from ._targets import ClassTargets, MultilabelTargets, RegressionTargets
 
 _ACTIVATIONS = {
@@ -40,6 +46,11 @@ class PerceptronModel(NetworkModel):
         X = validate_data(self.estimator, self.transform(X), reset=False, accept_sparse="csr")
         X = X.toarray() if hasattr(X, "toarray") else np.asarray(X)
         return torch.tensor(X, dtype=torch.float64)
+
+    def with_dropout(self, rate):
+        estimator = self.estimator
+        layers = estimator.coefs_, estimator.intercepts_
+        return _Perceptron(*layers, estimator.activation, dropout=rate)
 
     def write_tensors(self, estimator, tensors):
         estimator.coefs_, estimator.intercepts_ = (
@@ -109,9 +120,12 @@ def _at_initialisation(estimator):
 
 
 class _Perceptron(nn.Module):
-    """The network of fitted coefficients, without the output activation."""
+    """The network of fitted coefficients, without the output activation.
 
-    def __init__(self, coefs, intercepts, activation):
+    ``dropout`` is a rate for the hidden units, which has no effect in itself in eval mode.
+    """
+
+    def __init__(self, coefs, intercepts, activation, *, dropout=0.0):
         super().__init__()
         self.activation = _ACTIVATIONS[activation]()
         for index, (coef, intercept) in enumerate(zip(coefs, intercepts, strict=True)):
@@ -121,10 +135,11 @@ class _Perceptron(nn.Module):
                 layer.bias.copy_(torch.tensor(intercept))
             self.add_module(str(index), layer)
         self.depth = len(coefs)
+        self.dropout = nn.ModuleList(nn.Dropout(dropout) for _ in range(self.depth - 1))
 
     def forward(self, x):
         for index in range(self.depth - 1):
-            x = self.activation(getattr(self, str(index))(x))
+            x = self.dropout[index](self.activation(getattr(self, str(index))(x)))
         return getattr(self, str(self.depth - 1))(x)
 
 
@@ -179,6 +194,12 @@ def _(estimator):
     else:
         loss, targets = HalfSquaredError(n), RegressionTargets(n)
     return _perceptron(estimator, loss=loss, targets=targets, n_outputs=n)
+
+
+@trained_at_random.register(MLPClassifier)
+@trained_at_random.register(MLPRegressor)
+def _(estimator):
+    return True
 
 
 @ridge_parameters.register(MLPClassifier)

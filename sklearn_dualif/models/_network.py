@@ -109,6 +109,10 @@ class NetworkModel(CoupledOutputs, ModelFunction):
         )
         return replace(self, module=module, network=network)
 
+    def with_dropout(self, rate):
+        """Return the module with dropout layers; ``rate`` is for models that have none."""
+        return self.module
+
     def ridges(self, ridge):
         """Return the ridge of each output: all have the same."""
         return ridge

@@ -114,6 +114,12 @@ def conversion(estimator, X, y, frozen):
 
 
 @singledispatch
+def trained_at_random(estimator):
+    """Tell whether where the fit of an estimator ends is up to a seed."""
+    return False
+
+
+@singledispatch
 def mean_loss_weight(estimator, X, y, total_weight):
     """Return how many units of the total loss the mean loss stands for in the estimator's fit."""
     return total_weight

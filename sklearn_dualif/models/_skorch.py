@@ -28,6 +28,7 @@ from ._registry import (
     check_options,
     mean_loss_weight,
     ridge_parameters,
+    trained_at_random,
 )
 from ._targets import ClassTargets, RegressionTargets
 from ._torch import TorchNetwork
@@ -279,6 +280,13 @@ def _(net):
         decay=Decay(_weight_decays(net), "weight"),
         readout=readout,
     )
+
+
+@trained_at_random.register(NeuralNetClassifier)
+@trained_at_random.register(NeuralNetBinaryClassifier)
+@trained_at_random.register(NeuralNetRegressor)
+def _(net):
+    return True
 
 
 # The penalty of a ridge ------------------------------------------------------------------------

@@ -383,7 +383,7 @@ def module_outputs(module, inputs):
     cuda = [device] if device.type == "cuda" else []
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     parts = []
-    with torch.no_grad(), torch.random.fork_rng(cuda), _evaluating(module):
+    with torch.no_grad(), torch.random.fork_rng(cuda), evaluating(module):
         for batch in gen_batches(len(rows), _BATCH_ROWS):
             given = as_inputs(rows[batch], dtype, device)
             try:
@@ -508,7 +508,7 @@ def weight_decays(module, weight_decay):
 
 
 @contextmanager
-def _evaluating(module):
+def evaluating(module):
     """Put each part of a module in eval mode, and back into its own mode afterwards."""
     modes = [(part, part.training) for part in module.modules()]
     try:
