@@ -1,10 +1,18 @@
 """Influence of training rows on fitted models, as a refit without them would answer."""
 
+from ._ensemble import InfluenceEnsemble
 from ._estimator import InfluenceEstimator
 
 __version__ = "0.1.0"
 
-__all__ = ["CheckpointRecorder", "InfluenceEstimator", "TorchModel", "__version__", "linearize"]
+__all__ = [
+    "CheckpointRecorder",
+    "InfluenceEnsemble",
+    "InfluenceEstimator",
+    "TorchModel",
+    "__version__",
+    "linearize",
+]
 
 
 def __getattr__(name):

@@ -326,6 +326,12 @@ class InfluenceEstimator(
             A `ValueError`, if no factorization fits ``memory_limit``.
         """
         from ._fitting import fit_influence
+
+        fit_influence(self, X, y, X_val, y_val, self._check_fit(X_val, y_val, fit_params))
+        return self
+
+    def _check_fit(self, X_val, y_val, fit_params):
+        """Check the parameters of the estimator and return the wrapped model's fit parameters."""
         from .objectives import as_objective
 
         check_known_options(self)
@@ -337,8 +343,7 @@ class InfluenceEstimator(
             raise ValueError(f"{given} was given without {missing}. Give both, or neither.")
         if _routing_enabled():
             fit_params = process_routing(self, "fit", **fit_params).estimator.fit
-        fit_influence(self, X, y, X_val, y_val, fit_params)
-        return self
+        return fit_params
 
     # Diagnostics -------------------------------------------------------------------------------
 

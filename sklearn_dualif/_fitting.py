@@ -55,14 +55,14 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
     progress = influence._init_callback_context(max_subtasks=len(_STAGES))
     progress.call_on_fit_task_begin(estimator=influence)
     torch_state = torch.get_rng_state()
-    with _stage(progress, influence, 0):
+    with stage(progress, influence, _STAGES[0]):
         fitted = fit_model(influence, X, y, fit_params)
-    with _stage(progress, influence, 1):
+    with stage(progress, influence, _STAGES[1]):
         if influence.curvature == "identity":
             engine = _build_scores(influence, X, y, fitted)
         else:
             engine = _build_effects(influence, X, y, fitted)
-    with _stage(progress, influence, 2):
+    with stage(progress, influence, _STAGES[2]):
         model = engine.model
         objective = resolve_objective(influence.objective, model)
         values = _attributes(engine)
@@ -75,6 +75,7 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
         setattr(influence, name, value)
     influence.estimator_ = fitted.estimator
     influence._conversion = fitted.conversion
+    influence._damping = fitted.damping
     influence._engine = engine
     influence._diagnostics = diagnostics
     influence._sample_weight = fitted.weights
@@ -230,12 +231,12 @@ _STAGES = ("fit the wrapped model", "remove every row", "average over the object
 
 
 @contextmanager
-def _stage(progress, influence, number):
-    """Report one of the `_STAGES` to scikit-learn's callbacks."""
-    task = progress.subcontext(task_name=_STAGES[number])
-    task.call_on_fit_task_begin(estimator=influence)
+def stage(progress, estimator, name):
+    """Report a part of a fit to scikit-learn's callbacks."""
+    task = progress.subcontext(task_name=name)
+    task.call_on_fit_task_begin(estimator=estimator)
     yield
-    task.call_on_fit_task_end(estimator=influence)
+    task.call_on_fit_task_end(estimator=estimator)
 
 
 def _fit_wrapped(influence, X, y, fit_params, frozen):

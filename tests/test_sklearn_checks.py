@@ -33,7 +33,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sklearn_dualif import InfluenceEstimator
+from sklearn_dualif import InfluenceEnsemble, InfluenceEstimator
 from sklearn_dualif.exceptions import InfluenceWarning, NotStationaryWarning
 
 
@@ -69,6 +69,10 @@ PERCEPTRON = {
             MLPRegressor(**PERCEPTRON),
             make_pipeline(StandardScaler(), LogisticRegression()),
         )
+    ]
+    + [
+        InfluenceEnsemble(InfluenceEstimator(model), n_estimators=2, kind="bootstrap")
+        for model in (LogisticRegression(), Ridge())
     ]
 )
 def test_scikit_learn_check(estimator, check):
