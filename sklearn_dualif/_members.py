@@ -142,7 +142,8 @@ def fit_members(ensemble, X, y, X_val, y_val, fit_params):
 
 
 def _fit_member(influence, rows, seed, X, y, X_val, y_val, fit_params):
-    """Return a `Scored` member; an `InfluenceEstimator` of its own is fitted."""
+    """Return a `Scored` member, whose factorization is gone when this returns."""
+    influence = copy.copy(influence)
     X, y, fit_params = _part_of(influence, rows, X, y, fit_params)
     X_val = _queries_of(influence, rows, X_val)
     _set_random_states(influence, int(seed))

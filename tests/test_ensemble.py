@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import gc
 import pickle
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -29,11 +29,15 @@ from sklearn.svm import LinearSVC
 from skorch import NeuralNetBinaryClassifier, NeuralNetClassifier, NeuralNetRegressor
 from torch import nn
 
-from sklearn_dualif import CheckpointRecorder, InfluenceEnsemble, InfluenceEstimator, TorchModel
+from sklearn_dualif import (
+    CheckpointRecorder,
+    InfluenceEnsemble,
+    InfluenceEstimator,
+    TorchModel,
+    _fitting,
+)
 from sklearn_dualif._members import balanced_draws
 from sklearn_dualif.exceptions import NotStationaryWarning, UnsupportedOptionError
-from sklearn_dualif.influence import InfluenceEngine
-from sklearn_dualif.influence._inner_product import InnerProductEngine
 from sklearn_dualif.models import as_model_function
 from sklearn_dualif.sketching import GaussianSketch
 
@@ -609,6 +613,7 @@ def numbers(ensemble, X, y):
     )
 
 
+@pytest.mark.slow
 def test_processes_change_nothing():
     for ensemble, X, y in each_kind():
         found = []
@@ -633,30 +638,36 @@ def test_pickles_and_clones():
             fresh.predict(X)
 
 
-def engines():
-    gc.collect()
-    kinds = InfluenceEngine, InnerProductEngine
-    return [thing for thing in gc.get_objects() if issubclass(type(thing), kinds)]
-
-
-@pytest.mark.parametrize("curvature", ["gauss_newton", "identity"])
+@pytest.mark.parametrize("curvature", ["gauss_newton", "identity", "kfac"])
 def test_one_factorization_at_a_time(curvature, monkeypatch):
-    before = len(engines())
-    alive = []
-    ask = InfluenceEstimator.influence
+    engines, alive = weakref.WeakSet(), []
 
-    def influence(self, *args, **kwargs):
-        alive.append(len(engines()) - before)
-        return ask(self, *args, **kwargs)
+    def noting(build):
+        def noted(*args, **kwargs):
+            engine = build(*args, **kwargs)
+            engines.add(engine)
+            return engine
 
-    monkeypatch.setattr(InfluenceEstimator, "influence", influence)
-    data = regression(0)
-    ensemble = InfluenceEnsemble(InfluenceEstimator(Ridge(), curvature=curvature), 3, "bootstrap")
-    ensemble.fit(data.X, data.y)
-    assert len(engines()) == before
-    ensemble.influence(data.X_query, data.y_query)
-    assert alive == [1, 1, 1]
-    assert len(engines()) == before
+        return noted
+
+    def counting(method):
+        def counted(self, *args, **kwargs):
+            alive.append(len(engines))
+            return method(self, *args, **kwargs)
+
+        return counted
+
+    for name in ("build_engine", "build_scores"):
+        monkeypatch.setattr(_fitting, name, noting(getattr(_fitting, name)))
+    for name in ("fit", "influence"):
+        monkeypatch.setattr(InfluenceEstimator, name, counting(getattr(InfluenceEstimator, name)))
+    X, y, *_ = iris(30)
+    model = perceptron(alpha=1.0, max_iter=3)
+    influence = InfluenceEstimator(model, curvature=curvature, parameters=["*.weight"])
+    ensemble = fit(InfluenceEnsemble(influence, 3, "bootstrap", random_state=0), X, y)
+    ensemble.influence(X[:2], y[:2])
+    assert alive == [0, 0, 0] + [0, 1] * 3  # fits, then a fit and a question for each member
+    assert not engines
 
 
 def test_the_callers_objects_are_left_alone():
