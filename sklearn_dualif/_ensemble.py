@@ -205,9 +205,9 @@ class InfluenceEnsemble(
             this kind: no randomness in its fit, no dropout, no checkpoints, or is frozen where it
             would have to be fitted again.
         """
-        self._check()
         from ._members import fit_members, to_all_rows
 
+        self._check()
         if _routing_enabled():
             fit_params = process_routing(self, "fit", **fit_params).estimator.fit
         scored = fit_members(self, X, y, X_val, y_val, fit_params)
@@ -337,7 +337,7 @@ class InfluenceEnsemble(
         from .exceptions import UnsupportedOptionError
 
         check_is_fitted(self)
-        if self.kind == "bootstrap":
+        if self.estimators_samples_ is not None:
             raise UnsupportedOptionError(
                 "removal_effect removes rows together, and members of kind='bootstrap' lack some "
                 "of the rows and have others several times. Use another kind, or influence for "
