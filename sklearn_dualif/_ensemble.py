@@ -85,7 +85,8 @@ class InfluenceEnsemble(
     influence_ : (n_train,) array
         Mean over members of their ``influence_``: for each training row the effect of its removal
         (or its score) on the mean objective over ``X_val, y_val``, or without them over the
-        rows that the member was fitted on.
+        rows that the member was fitted on (all training rows for an aggregate objective). Not
+        there where the objective has labels of other rows.
     influence_std_ : (n_train,) array
         Standard deviation over the members.
     self_influence_, self_influence_std_ : (n_train,) array
@@ -218,6 +219,10 @@ class InfluenceEnsemble(
         self._multilabel = is_classifier(self) and np.asarray(y).size > n
         self.scales_ = self._scales(np.array([each.self_influence.mean() for each in scored]))
         for name in ("influence", "self_influence"):
+            vars(self).pop(f"{name}_", None)
+            vars(self).pop(f"{name}_std_", None)
+            if getattr(scored[0], name) is None:
+                continue
             values, known = zip(
                 *(to_all_rows(getattr(each, name), each.member.rows, n) for each in scored),
                 strict=True,
@@ -274,8 +279,10 @@ class InfluenceEnsemble(
             Query rows.
         y : array-like, (n_queries,) or (n_queries, n_outputs), optional
             Their targets, for the objectives "loss" and "margin".
-        objective, order : str, optional
-            Instead of those of ``estimator``.
+        objective : str, Objective or callable, optional
+            Instead of the objective of ``estimator``.
+        order : str, optional
+            Instead of the order of ``estimator``.
 
         Returns
         -------
@@ -321,8 +328,10 @@ class InfluenceEnsemble(
             Positions of the rows, in the order of the X passed to `fit`.
         X, y : array-like, optional
             Query rows and targets; none: the training rows.
-        objective, order : str, optional
-            Instead of those of ``estimator``.
+        objective : str, Objective or callable, optional
+            Instead of the objective of ``estimator``.
+        order : str, optional
+            Instead of the order of ``estimator``.
 
         Returns
         -------
@@ -361,7 +370,7 @@ class InfluenceEnsemble(
 
     @property
     def _n_features_out(self):
-        return len(self.influence_)
+        return len(self.self_influence_)
 
     # The wrapped models ------------------------------------------------------------------------
 

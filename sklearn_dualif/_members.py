@@ -28,6 +28,7 @@ from .models import (
     trained_at_random,
     with_fixed_masks,
 )
+from .objectives import as_objective
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,11 @@ class Member:
             Of `InfluenceEstimator.fit`.
         """
         influence = copy.copy(self.influence)
+        X_val, y_val = _averaged_over(influence, self.rows, X, y, None, None)
         X, y, fit_params = _part_of(influence, self.rows, X, y, fit_params)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", InfluenceWarning)  # the ensemble's fit has warned
-            influence.fit(X, y, **fit_params)
+            influence.fit(X, y, X_val=X_val, y_val=y_val, **fit_params)
         return question(influence, self.queries(X_query), y_query)
 
 
@@ -82,7 +84,8 @@ class Scored(NamedTuple):
     ----------
     member : Member
     self_influence, influence : (n,) array
-        Of the rows that it was fitted on.
+        Of the rows that it was fitted on. The latter is None where the objective has labels of
+        other rows than those that it would be averaged over.
     classes : (n_classes,) array or None
     conversion : object
         From the caller's rows to those of the model.
@@ -144,8 +147,8 @@ def fit_members(ensemble, X, y, X_val, y_val, fit_params):
 def _fit_member(influence, rows, seed, X, y, X_val, y_val, fit_params):
     """Return a `Scored` member, whose factorization is gone when this returns."""
     influence = copy.copy(influence)
+    X_val, y_val = _averaged_over(influence, rows, X, y, X_val, y_val)
     X, y, fit_params = _part_of(influence, rows, X, y, fit_params)
-    X_val = _queries_of(influence, rows, X_val)
     _set_random_states(influence, int(seed))
     with _seeded_torch(int(seed)):
         influence.fit(X, y, X_val=X_val, y_val=y_val, **fit_params)
@@ -154,7 +157,7 @@ def _fit_member(influence, rows, seed, X, y, X_val, y_val, fit_params):
     return Scored(
         Member(_around(influence, fitted, influence._damping), rows),
         influence.self_influence_,
-        influence.influence_,
+        getattr(influence, "influence_", None),
         getattr(influence, "classes_", None),
         influence._conversion,
     )
@@ -249,6 +252,16 @@ def _queries_of(influence, rows, X):
     if rows is None or X is None or not get_tags(influence).input_tags.pairwise:
         return X
     return _safe_indexing(X, rows, axis=1)
+
+
+def _averaged_over(influence, rows, X, y, X_val, y_val):
+    """Return the queries and targets that ``influence_`` of a member is to be about.
+
+    An aggregate may hold something for each training row, in the order of all of them.
+    """
+    if rows is None or X_val is not None or as_objective(influence.objective).aggregate is False:
+        return _queries_of(influence, rows, X_val), y_val
+    return _queries_of(influence, rows, X), y
 
 
 def to_all_rows(scores, rows, n_rows):

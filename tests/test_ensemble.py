@@ -39,6 +39,7 @@ from sklearn_dualif import (
 from sklearn_dualif._members import balanced_draws
 from sklearn_dualif.exceptions import NotStationaryWarning, UnsupportedOptionError
 from sklearn_dualif.models import as_model_function
+from sklearn_dualif.objectives import AverageLoss, DemographicParity
 from sklearn_dualif.sketching import GaussianSketch
 
 
@@ -754,25 +755,53 @@ def test_routed_weights():
         close(ensemble.influence(data.X_query, data.y_query), effects)
 
 
-class MeanLogit:
-    """The mean output of the queries, as one number."""
-
-    requires_y, linear, aggregate = False, False, True
-
-    def bind(self, model):
-        return self
-
-    def gradient(self, z, y):
-        return torch.full_like(z, 1.0 / len(z))
-
-
 def test_aggregates_go_through():
     data = regression(0)
     influence = InfluenceEstimator(Ridge(), curvature="identity")
     ensemble = InfluenceEnsemble(influence, 3, "bootstrap", random_state=0).fit(data.X, data.y)
-    whole = ensemble.influence(data.X_query, objective=MeanLogit())
+    whole = ensemble.influence(data.X_query, objective=lambda outputs, y: outputs.mean())
     assert whole.shape == (1, 40)
     close(whole[0], ensemble.transform(data.X_query).mean(0))
+
+
+def test_labels_of_the_training_rows_stay_with_them():
+    data = binary(1)
+    groups = np.random.default_rng(0).integers(2, size=len(data.y))
+    gap = DemographicParity(sensitive_features=groups)
+    influence = InfluenceEstimator(LogisticRegression(), objective=gap, order="first")
+    ensemble = InfluenceEnsemble(influence, 3, "bootstrap", random_state=0).fit(data.X, data.y)
+
+    def member(rows):
+        one = InfluenceEstimator(LogisticRegression(), order="first")
+        one.fit(data.X[rows], data.y[rows])
+        return one.influence(data.X, data.y, objective=gap)[0]
+
+    close(ensemble.influence_, by_hand(ensemble, member, len(data.y))[0])
+    half = len(data.X_query)
+    few = DemographicParity(sensitive_features=np.arange(half) % 2)
+    close(
+        ensemble.influence(data.X_query, data.y_query, objective=few)[0],
+        by_hand(
+            ensemble,
+            lambda rows: (
+                InfluenceEstimator(LogisticRegression(), order="first")
+                .fit(data.X[rows], data.y[rows])
+                .influence(data.X_query, data.y_query, objective=few)[0]
+            ),
+            len(data.y),
+        )[0],
+    )
+
+
+def test_labels_of_other_rows():
+    X, y, X_val, y_val = iris()
+    gap = AverageLoss(groups=np.arange(len(y_val)) % 2)
+    influence = InfluenceEstimator(perceptron(), curvature="identity", objective=gap)
+    ensemble = fit(InfluenceEnsemble(influence, 2, random_state=0), X, y)
+    assert not hasattr(ensemble, "influence_")
+    assert ensemble.influence(X_val, y_val).shape == (1, 60)
+    fit(ensemble, X, y, X_val=X_val, y_val=y_val)
+    close(ensemble.influence_, ensemble.influence(X_val, y_val)[0])
 
 
 class Heard:
