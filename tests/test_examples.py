@@ -128,3 +128,14 @@ def test_fairness_audit(run, tmp_path, capsys):
     assert len(trimmed.rows) < 0.05 * 8000
     assert trimmed.score[-1] > trimmed.score[0] - 0.01
     assert "equal opportunity on test rows" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_noisy_labels(run, tmp_path, capsys):
+    said = run("plot_noisy_labels")
+    assert (tmp_path / "noisy_labels.png").stat().st_size > 10_000
+    areas = said["areas"]
+    assert len(areas) == 8
+    assert min(areas["plain loss"], areas["Newton: leave-one-out loss"]) > 0.97
+    assert areas["cosines, five seeds"] > areas["cosines, five dropout masks"]
+    assert f"best here: {max(areas, key=areas.get)}" in capsys.readouterr().out
