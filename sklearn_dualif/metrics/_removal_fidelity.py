@@ -6,19 +6,16 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 
 import numpy as np
-import torch
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import check_random_state
-from sklearn.utils.parallel import Parallel, delayed
-from sklearn.utils.validation import check_is_fitted
 
 from .._estimator import InfluenceEstimator
 from .._fitting import fit_influence
 from .._refitting import Refits
 from ..exceptions import InfluenceWarning
+from ._agreement import agreement
+from ._removals import Question, RemovableRows, check_fitted
 
-_RESAMPLES = 2000
-_COVERAGE = 0.95
 _ROUNDING = 1e-13
 _UNMOVED = 1e-8
 
@@ -86,6 +83,7 @@ def removal_fidelity(
     order=None,
     random_state=None,
     n_jobs=None,
+    verbose=0,
 ):
     r"""Compare predicted with refitted effects of removing random groups of training rows.
 
@@ -123,6 +121,8 @@ def removal_fidelity(
     n_jobs : int or None, default=None
         Refits at a time, through joblib. Nets of skorch need processes, its default: threads
         share torch's random generator.
+    verbose : int, default=0
+        Above 0, joblib says how many refits are done.
 
     Returns
     -------
@@ -197,34 +197,36 @@ def removal_fidelity(
     >>> removal_fidelity(influence, X[1::2], y[1::2], ridges=ridges, random_state=0).ridge
     1.0
     """
-    if not isinstance(influence_estimator, InfluenceEstimator):
-        raise TypeError(
-            "removal_fidelity needs a fitted InfluenceEstimator; got "
-            f"{type(influence_estimator).__name__}. Wrap the model in one."
-        )
-    check_is_fitted(influence_estimator)
+    check_fitted(influence_estimator, "removal_fidelity")
     _check_sizes(n_groups, fraction)
     ridges = None if ridges is None else _checked_ridges(ridges)
     refits = Refits.of(influence_estimator)
     generator = check_random_state(random_state)
-    groups = _draw_groups(influence_estimator, n_groups, fraction, generator)
-    resamples = _draw_resamples(n_groups, generator)
-    question = (groups, X, y, objective, order)
+    removable = RemovableRows.of(influence_estimator)
+    size = max(1, round(fraction * len(removable.rows)))
+    removable.check_size(size, f"fraction={fraction!r}")
+    groups = np.array([removable.draw(size, generator) for _ in range(n_groups)])
+    seed = generator.randint(np.iinfo(np.int32).max)
+    question = Question.of(influence_estimator, X, y, objective, order)
     if ridges is None:
-        predictions = [(influence_estimator.ridge_, _predicted(influence_estimator, *question))]
+        predictions = [(influence_estimator.ridge_, question.predicted(groups))]
     else:
-        predictions = [
-            (ridge, _predicted(_damped(influence_estimator, ridge), *question)) for ridge in ridges
-        ]
+        predictions = []
+        for ridge in ridges:
+            damped = _damped(influence_estimator, ridge)
+            effects = Question.of(damped, X, y, objective, order).predicted(groups)
+            predictions.append((ridge, effects))
         _check_ridges_matter(predictions)
-    refitted = _refitted(influence_estimator, refits, *question, n_jobs=n_jobs)
+    refitted = question.refitted(refits, groups, n_jobs=n_jobs, verbose=verbose)
+    refitted = question.changes(question.outputs(), refitted)
+    _check_variation(refitted, groups)
     results = [
         RemovalFidelity(
             ridge=ridge,
             predicted=predicted,
             refitted=refitted,
             groups=groups,
-            **_agreement(predicted, refitted, resamples),
+            **agreement(predicted, refitted, np.random.RandomState(seed)),
         )
         for ridge, predicted in predictions
     ]
@@ -273,41 +275,13 @@ def _check_ridges_matter(predictions):
         )
 
 
-# Groups of rows --------------------------------------------------------------------------------
-
-
-def _draw_groups(influence, n_groups, fraction, generator):
-    """Return positions (n_groups, group_size) of rows with weight, of no class the last one."""
-    rows = np.flatnonzero(influence._sample_weight > 0)
-    targets = influence._engine.model.targets
-    codes = np.zeros(len(rows), dtype=int)
-    if targets.classes is not None:
-        codes = targets.index(np.ravel(influence._y_train))[rows]
-    n_kept = len(np.unique(codes))
-    size = max(1, round(fraction * len(rows)))
-    if size > len(rows) - n_kept:
-        reason = "one must stay" if targets.classes is None else "one of each class must stay"
+def _check_variation(refitted, groups):
+    if np.ptp(refitted) <= _ROUNDING * np.abs(refitted).max():
         raise ValueError(
-            f"fraction={fraction!r} of {len(rows)} training rows is {size}, but {reason}, so that "
-            f"at most {len(rows) - n_kept} can be removed. Lower it."
+            f"Removing {groups.shape[1]} rows has the same effect of {refitted.flat[0]:.3g} on all "
+            f"queries in all {len(groups)} refits, so there is no variation to predict. Raise "
+            "fraction, or pass other queries."
         )
-    return np.array([_draw_group(rows, codes, size, generator) for _ in range(n_groups)])
-
-
-def _draw_group(rows, codes, size, generator):
-    shuffled = generator.permutation(len(rows))
-    _, last_of_class = np.unique(codes[shuffled][::-1], return_index=True)
-    removable = np.delete(shuffled, len(rows) - 1 - last_of_class)
-    return np.sort(rows[removable[:size]])
-
-
-def _draw_resamples(n_groups, generator):
-    """Return how often each resample holds each group, (m, n_groups); two groups at least."""
-    counts = generator.multinomial(n_groups, np.full(n_groups, 1.0 / n_groups), size=_RESAMPLES)
-    return counts[counts.max(1) < n_groups]
-
-
-# Effects ---------------------------------------------------------------------------------------
 
 
 def _damped(influence, ridge):
@@ -323,82 +297,3 @@ def _damped(influence, ridge):
         warnings.simplefilter("ignore", InfluenceWarning)
         fit_influence(damped, rows, targets, None, None, influence._fit_params)
     return damped
-
-
-def _predicted(influence, groups, X, y, objective, order):
-    """Return the predicted effects (n_groups, n_queries) of removing each group."""
-    chosen, order = influence._choices(objective, order)
-    features, targets = influence._queries(X, y, chosen)
-    engine = influence._engine
-    states = [engine.removal_state(torch.from_numpy(group), order) for group in groups]
-    effects = engine.state_effects(torch.cat(states, -1), features, targets, chosen, order)
-    return _checked_effects(effects.T.numpy(), "predicted")
-
-
-def _checked_effects(effects, kind):
-    if not np.isfinite(effects).all():
-        raise ValueError(
-            f"Some {kind} effects are not finite: the objective overflows on these queries. Pass "
-            "queries like the training rows, scale the features, or choose larger ridges."
-        )
-    return effects
-
-
-def _refitted(influence, refits, groups, X, y, objective, order, *, n_jobs):
-    """Return the effects (n_groups, n_queries) of refits without each group."""
-    chosen, _ = influence._choices(objective, order)
-    if chosen.moves_rows:
-        raise ValueError(
-            "The refits are asked about the rows X, and this objective is about others that it "
-            "makes of them. Pass those rows as X, with objective='loss'."
-        )
-    features, targets = influence._queries(X, y, chosen)
-    z = influence._engine.model.outputs(features)
-    moved = Parallel(n_jobs=n_jobs)(delayed(refits.outputs)(group, X) for group in groups)
-    dz = torch.from_numpy(np.stack(moved, 1)) - z.unsqueeze(1)
-    changes = torch.atleast_2d(chosen.change(z, dz, targets))
-    effects = _checked_effects(changes.T.numpy(), "refitted")
-    if np.ptp(effects) <= _ROUNDING * np.abs(effects).max():
-        raise ValueError(
-            f"Removing {groups.shape[1]} rows has the same effect of {effects.flat[0]:.3g} on all "
-            f"queries in all {len(groups)} refits, so there is no variation to predict. Raise "
-            "fraction, or pass other queries."
-        )
-    return effects
-
-
-# Agreement -------------------------------------------------------------------------------------
-
-
-def _agreement(predicted, refitted, resamples):
-    """Return the measures of `RemovalFidelity` and their intervals by name."""
-    sums = _group_sums(predicted, refitted)
-    values = _measures(np.ones((1, len(sums))) @ sums)
-    spread = _measures(resamples @ sums)
-    result = {}
-    for name, value in values.items():
-        low, high = np.quantile(spread[name], [0.5 - _COVERAGE / 2, 0.5 + _COVERAGE / 2])
-        result[name] = float(value[0])
-        result[f"{name}_interval"] = (float(low), float(high))
-    return result
-
-
-def _group_sums(predicted, refitted):
-    """Return what the measures need of each group, (n_groups, 7), about the common means."""
-    p = predicted - predicted.mean() if np.ptp(predicted) else np.zeros_like(predicted)
-    r = refitted - refitted.mean()
-    error = refitted - predicted
-    parts = (np.ones_like(p), p, r, p * p, p * r, r * r, error * error)
-    return np.stack([part.sum(1) for part in parts], 1)
-
-
-def _measures(sums):
-    """Return R², slope and correlation, (m,) each, of sums (m, 7) of `_group_sums`."""
-    sums = sums[sums[:, 5] * sums[:, 0] > sums[:, 2] ** 2]
-    n, p, r, pp, pr, rr, error = sums.T
-    predicted, refitted, common = pp - p * p / n, rr - r * r / n, pr - p * r / n
-    varies = predicted > 0
-    slope, pearson = np.zeros_like(n), np.zeros_like(n)
-    np.divide(common, predicted, out=slope, where=varies)
-    np.divide(common, np.sqrt(predicted * refitted), out=pearson, where=varies)
-    return {"r2": 1.0 - error / refitted, "slope": slope, "pearson": np.clip(pearson, -1.0, 1.0)}
