@@ -1,13 +1,16 @@
 """Whether the numbers are true, and how many of them the rows determine."""
 
+from ._detection import DetectionCurve, detection_curve
 from ._effective_dimension import EffectiveDimension, effective_dimension
 from ._leave_one_out import LeaveOneOutEffects, leave_one_out_effects
 from ._removal_fidelity import RemovalFidelity, removal_fidelity
 
 __all__ = [
+    "DetectionCurve",
     "EffectiveDimension",
     "LeaveOneOutEffects",
     "RemovalFidelity",
+    "detection_curve",
     "effective_dimension",
     "leave_one_out_effects",
     "removal_fidelity",
