@@ -74,23 +74,28 @@ class RemovableRows:
                 f"most {self.largest} can be removed. Lower it."
             )
 
-    def first(self, order, size):
-        """Return the first rows of an order that can be removed together, sorted positions.
+    def leading(self, order, size):
+        """Return the sorted positions of the first rows of an order that can be removed together.
 
         Parameters
         ----------
-        order : (n,) array
-            Places in ``rows``, of all of them; the last one of each class is passed over.
+        order : array of int
+            Positions, the first to remove first. Those of no weight and the last one of each class
+            are passed over; rows that it leaves out come after it.
         size : int
             Number of rows.
         """
-        _, last_of_class = np.unique(self.codes[order][::-1], return_index=True)
-        removable = np.delete(order, len(order) - 1 - last_of_class)
-        return np.sort(self.rows[removable[:size]])
+        places = np.full(self.rows[-1] + 1, -1)
+        places[self.rows] = np.arange(len(self.rows))
+        order = np.concatenate([order, np.setdiff1d(self.rows, order)])
+        order = order[np.isin(order, self.rows)]
+        codes = self.codes[places[order]]
+        _, last_of_class = np.unique(codes[::-1], return_index=True)
+        return np.sort(np.delete(order, len(order) - 1 - last_of_class)[:size])
 
     def draw(self, size, generator):
         """Return the sorted positions of rows drawn at random."""
-        return self.first(generator.permutation(len(self.rows)), size)
+        return self.leading(generator.permutation(self.rows), size)
 
 
 # Effects ---------------------------------------------------------------------------------------
