@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import relative
+from joblib import parallel_config
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
 from sklearn.datasets import load_diabetes, load_wine
@@ -135,6 +136,15 @@ def test_rows_are_drawn_by_random_state():
     assert not np.array_equal(one.rows, other.rows)
     mask = np.isin(np.arange(80), one.rows)
     assert_array_equal(leave_one_out_effects(influence, X_query, y_query, rows=mask).rows, one.rows)
+
+
+def test_jobs_do_not_change_numbers():
+    X, y, X_query, y_query = classes()
+    influence = InfluenceEstimator(TIGHT).fit(X, y)
+    one = leave_one_out_effects(influence, X_query, y_query, rows=[1, 5, 9])
+    with parallel_config(backend="threading"):
+        two = leave_one_out_effects(influence, X_query, y_query, rows=[1, 5, 9], n_jobs=2)
+    assert_array_equal(one.refitted, two.refitted)
 
 
 def test_rows_without_weight_and_last_of_a_class_are_passed_over():

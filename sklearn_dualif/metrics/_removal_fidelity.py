@@ -143,6 +143,7 @@ def removal_fidelity(
 
     See Also
     --------
+    validate : A verdict, from refits without groups and single rows.
     InfluenceEstimator.removal_effect : The prediction for one group.
 
     Notes
