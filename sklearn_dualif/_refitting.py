@@ -56,7 +56,7 @@ class Refits:
         X, y = indexable(influence._X_train, influence._y_train)
         _check_refittable(influence)
         return cls(
-            _unfitted(influence.estimator_),
+            unfrozen(influence.estimator_),
             influence._conversion,
             X,
             y,
@@ -120,7 +120,7 @@ def _check_refittable(influence):
             "Wrap a net of skorch, or compare InfluenceEstimator.removal_effect with modules "
             "that you train without the rows."
         )
-    if is_frozen(_unfitted(estimator)):
+    if is_frozen(unfrozen(estimator)):
         raise UnsupportedOptionError(
             f"The {name} inside {type(estimator).__name__} is frozen where it cannot be taken out "
             "and fitted again. Wrap it outside of the search."
@@ -134,12 +134,12 @@ def _check_refittable(influence):
         )
 
 
-def _unfitted(estimator):
+def unfrozen(estimator):
     """Return a clone whose final estimator is not frozen."""
     if isinstance(estimator, FrozenEstimator):
-        return _unfitted(estimator.estimator)
+        return unfrozen(estimator.estimator)
     unfitted = clone(estimator)
     if isinstance(estimator, Pipeline):
         name, last = estimator.steps[-1]
-        unfitted.set_params(**{name: _unfitted(last)})
+        unfitted.set_params(**{name: unfrozen(last)})
     return unfitted

@@ -402,13 +402,19 @@ class InfluenceEngine:
 
     def _edit(self, curvature, z, rows, y_new, weights_new, *, first_order):
         """Return the state change of one step after rows got other targets and weights."""
+        gradient, change = self.target_change(z, rows, y_new, weights_new)
+        return curvature.edit(rows, gradient, None if first_order else change)
+
+    def target_change(self, z, rows, y_new, weights_new):
+        """Return how rows' gradients (G, b, k) and curvatures (Gs, b, k, k) change with targets.
+
+        The curvatures' change is None where there is none.
+        """
         problem = self.problem
         before = problem.effect_expansion(problem.y[rows], z[rows], problem.weights[rows])
         after = problem.effect_expansion(y_new, z[rows], weights_new)
         change = after.root @ after.root.mT - before.root @ before.root.mT
-        if first_order or not bool(change.any()):
-            change = None
-        return curvature.edit(rows, after.gradient - before.gradient, change)
+        return after.gradient - before.gradient, change if bool(change.any()) else None
 
     def state_effect(self, state, features, y, objective, order):
         """Return the effect of a state change on each query's objective, (t,) or (1,)."""
