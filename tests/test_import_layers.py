@@ -25,6 +25,7 @@ ROOMS = (
     "objectives",
     "influence",
     "_validation",
+    "_delegation",
     "_fitting",
     "_refitting",
     "_trimming",

@@ -31,6 +31,8 @@ def mean_relabel_effects(engine, rows, y_new, weights_new, features, y, objectiv
         One number a row.
     """
     curvature, order = engine.curvature, engine.order
+    if not len(rows):
+        return torch.zeros(0, dtype=torch.float64)
     gradient, change = engine.target_change(engine.z, rows, y_new, weights_new)
     effects = torch.empty(len(rows), dtype=torch.float64)
     size = max(1, _TILE_DOUBLES // (features.shape[0] * engine.z.shape[1]))

@@ -19,6 +19,7 @@ from ._variants import NetworkVariant
 from ._wrappers import (
     conversion_of,
     final_estimator,
+    final_fit_name,
     final_fit_params,
     is_frozen,
     tunable_estimator,
@@ -38,6 +39,7 @@ __all__ = [
     "class_codes",
     "conversion_of",
     "final_estimator",
+    "final_fit_name",
     "final_fit_params",
     "is_frozen",
     "mean_loss_weight",

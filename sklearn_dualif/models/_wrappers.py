@@ -127,3 +127,13 @@ def final_fit_params(estimator, fit_params):
     elif isinstance(estimator, BaseSearchCV) and get_config()["enable_metadata_routing"]:
         fit_params = process_routing(estimator, "fit", **fit_params).estimator.fit
     return final_fit_params(inner, fit_params)
+
+
+def final_fit_name(estimator, name):
+    """Return the name under which a fit parameter reaches the ``fit`` of the final estimator."""
+    inner = inner_estimator(estimator)
+    if inner is None:
+        return name
+    if isinstance(estimator, Pipeline) and not get_config()["enable_metadata_routing"]:
+        return f"{estimator.steps[-1][0]}__{final_fit_name(inner, name)}"
+    return final_fit_name(inner, name)
