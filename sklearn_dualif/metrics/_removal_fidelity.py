@@ -13,6 +13,7 @@ from .._estimator import InfluenceEstimator
 from .._fitting import fit_influence
 from .._refitting import Refits
 from ..exceptions import InfluenceWarning
+from ..models import is_frozen
 from ._agreement import agreement
 from ._removals import Question, RemovableRows, check_fitted
 
@@ -100,7 +101,8 @@ def removal_fidelity(
     y : array-like, (n_queries,) or (n_queries, n_outputs), optional
         Their targets, for the objectives "loss" and "margin".
     n_groups : int, default=10
-        Number of groups, each drawn from all rows; 3 or more. As many refits are made.
+        Number of groups, each drawn from all rows; 3 or more. As many refits are made, and for
+        models linear in their parameters one more with all rows.
     fraction : float, default=0.1
         Share of the training rows in each group, between 0 and 1. Rows of weight 0 are not
         counted. The last row of a class is never drawn.
@@ -153,12 +155,14 @@ def removal_fidelity(
 
     .. math:: R^2 = 1 - \sum_{gt} (r_{gt} - p_{gt})^2 \Big/ \sum_{gt} (r_{gt} - \bar r)^2 .
 
-    A refitted effect is the objective under the refit minus the objective under the model as it
-    was fitted. Whatever makes the two differ besides the rows lowers the agreement:
+    A refitted effect is the objective under the refit minus the objective under a model with all
+    rows. Models that are linear in their parameters, kernel models among them, are fitted again to
+    ``tol`` at most 1e-10, once with all rows (frozen ones are taken as they are) and once without
+    each group. Networks are trained as they were and compared with the model as fitted: give them
+    an integer ``random_state`` if they have one; nets of skorch start where the fit started.
+    Whatever makes the two differ besides the rows lowers the agreement:
 
-    - Solvers that stop early. Give the wrapped estimator a small ``tol``, and an integer
-      ``random_state`` if it has one. Nets of skorch start where the fit started: the state of
-      torch's random generator is kept.
+    - Networks that stop early.
     - What effects hold fixed and a refit does not: fitted transformers of a `Pipeline`, balanced
       class weights, hyperparameters that the estimator or a search chooses. To hold the choice of a
       search fixed, wrap its ``best_estimator_``.
@@ -188,7 +192,7 @@ def removal_fidelity(
     >>> from sklearn_dualif.metrics import removal_fidelity
     >>> X, y = load_wine(return_X_y=True)
     >>> X = scale(X)
-    >>> influence = InfluenceEstimator(LogisticRegression(tol=1e-8)).fit(X[::2], y[::2])
+    >>> influence = InfluenceEstimator(LogisticRegression()).fit(X[::2], y[::2])
     >>> fidelity = removal_fidelity(influence, X[1::2], y[1::2], random_state=0)
     >>> fidelity.predicted.shape
     (10, 89)
@@ -218,8 +222,13 @@ def removal_fidelity(
             effects = Question.of(damped, X, y, objective, order).predicted(groups)
             predictions.append((ridge, effects))
         _check_ridges_matter(predictions)
+    before = question.outputs()
+    if question.at_the_optimum:
+        refits = refits.to_the_optimum()
+        if not is_frozen(influence_estimator.estimator):
+            before = question.refitted(refits, [[]])[0]
     refitted = question.refitted(refits, groups, n_jobs=n_jobs, verbose=verbose)
-    refitted = question.changes(question.outputs(), refitted)
+    refitted = question.changes(before, refitted)
     _check_variation(refitted, groups)
     results = [
         RemovalFidelity(
