@@ -42,9 +42,11 @@ from sklearn_dualif.cleaning import InfluenceFilter, find_issues
 SHARE = 0.1
 TABLES = {"digits": load_digits, "breast cancer": load_breast_cancer, "wine": load_wine}
 NOISES = ("none", "random", "pairs", "near")
+LBFGS = {"solver": "lbfgs", "max_iter": 2000, "random_state": 0}
 MODELS = {
     "logistic": LogisticRegression(max_iter=2000),
-    "perceptron": MLPClassifier((30,), alpha=10.0, solver="lbfgs", max_iter=2000, random_state=0),
+    "perceptron, alpha=1": MLPClassifier((30,), alpha=1.0, **LBFGS),
+    "perceptron, alpha=0.01": MLPClassifier((30,), alpha=0.01, **LBFGS),
 }
 
 

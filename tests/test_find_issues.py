@@ -8,18 +8,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 from cases import counts, regression, three_classes
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression, PoissonRegressor, Ridge, RidgeClassifier
 from sklearn.metrics import roc_auc_score
-from sklearn.neural_network import MLPClassifier
+from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from statsmodels.stats.multitest import fdrcorrection
 
-from sklearn_dualif import InfluenceEstimator
+from sklearn_dualif import InfluenceEstimator, TorchModel
 from sklearn_dualif.cleaning import find_issues
 from sklearn_dualif.cleaning._confident import confident_errors
 from sklearn_dualif.cleaning._outliers import RATE, discoveries, spread_of
@@ -265,6 +266,99 @@ def test_the_second_look_is_a_refit_without_the_suspects():
     planted = np.isin(np.arange(400), wrong)
     second = roc_auc_score(planted, -table["clean_probability"])
     assert second > roc_auc_score(planted, -table["loo_probability"])
+
+
+def confused_digits():
+    """Return digits of which every tenth one has the label of another, and which these are."""
+    data = load_digits()
+    X, y = data.data[:300] / 16, data.target[:300].copy()
+    wrong = np.arange(3, 300, 10)
+    y[wrong] = (y[wrong] + 5) % 10
+    return X, y, wrong
+
+
+PERCEPTRON = MLPClassifier((8,), alpha=0.3, solver="lbfgs", max_iter=1000, random_state=0)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The fitted MLP", "ignore::sklearn.exceptions.ConvergenceWarning"
+)
+def test_the_second_look_at_a_network_is_by_two_refits():
+    X, y, wrong = confused_digits()
+    table = find_issues(PERCEPTRON, X, y)
+    rows, suspects = np.arange(300), np.zeros(300, dtype=bool)
+    proba = InfluenceEstimator(PERCEPTRON).fit(X, y).loo_predict_proba()
+    np.testing.assert_allclose(table["loo_probability"], proba[rows, y])
+    suspects = confident_errors_by_hand(proba, y)
+    again = InfluenceEstimator(PERCEPTRON).fit(X[~suspects], y[~suspects])
+    proba[~suspects] = again.loo_predict_proba()
+    proba[suspects] = again.predict_proba(X[suspects])
+    suspects = confident_errors_by_hand(proba, y)
+    assert 20 < suspects.sum() < 100
+    proba = clone(PERCEPTRON).fit(X[~suspects], y[~suspects]).predict_proba(X)
+    np.testing.assert_allclose(table["clean_probability"], proba[rows, y], rtol=1e-6)
+    disputed = proba.argmax(1) != y
+    np.testing.assert_array_equal(table["is_issue"], suspects & disputed)
+    unseen = table["reason"].str.startswith("the model without it calls it")
+    np.testing.assert_array_equal(unseen, suspects)
+    assert table["reason"][~suspects].str.startswith("the model calls it").all()
+    # It tells wrong rows better than the linearisation of one fit does.
+    planted = np.isin(rows, wrong)
+    second = roc_auc_score(planted, -table["clean_probability"])
+    assert second > roc_auc_score(planted, -table["loo_probability"])
+    assert planted[table["is_issue"]].mean() > 0.9 and table["is_issue"][wrong].mean() > 0.6
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The fitted MLP", "ignore::sklearn.exceptions.ConvergenceWarning"
+)
+def test_residuals_of_a_network_are_by_two_refits():
+    data = regression(3, n=120)
+    y = (data.y - data.y.mean()) / data.y.std()
+    y[::12] += 3.0
+    net = MLPRegressor(
+        hidden_layer_sizes=(4,), alpha=1.0, solver="lbfgs", max_iter=1000, random_state=0
+    )
+    table = find_issues(net, data.X, y)
+    influence = InfluenceEstimator(net).fit(data.X, y)
+    squares = (y - influence.loo_predict()) ** 2 * (1.0 - influence.leverage_)
+    suspects = discoveries(np.sqrt(squares) / spread_of(squares, 1), 1)
+    assert suspects.any()
+    for _ in range(2):
+        again = InfluenceEstimator(net).fit(data.X[~suspects], y[~suspects])
+        squares = (y - again.predict(data.X)) ** 2
+        squares[~suspects] = (y[~suspects] - again.loo_predict()) ** 2 * (1.0 - again.leverage_)
+        last, strength = suspects, np.sqrt(squares) / spread_of(squares[~suspects], 1)
+        suspects = discoveries(np.sqrt(squares) / spread_of(squares, 1), 1)
+    np.testing.assert_allclose(table["residual_in_spreads"], strength, rtol=1e-6)
+    np.testing.assert_array_equal(table["is_issue"], discoveries(strength, 1))
+    assert last.sum() > 0
+    assert table["is_issue"][::12].mean() > 0.8 and table["is_issue"].sum() < 20
+
+
+@pytest.mark.filterwarnings("ignore::sklearn_dualif.exceptions.InfluenceWarning")
+def test_a_module_that_cannot_be_trained_again_is_judged_by_the_first_look():
+    X, y, _ = confused_digits()
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        module = torch.nn.Sequential(
+            torch.nn.Linear(64, 8), torch.nn.Tanh(), torch.nn.Linear(8, 10)
+        )
+    module = module.double()
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.02, weight_decay=0.01)
+    for _ in range(200):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(
+            module(torch.from_numpy(X)), torch.from_numpy(y)
+        ).backward()
+        optimizer.step()
+    model = TorchModel(module, weight_decay=0.01)
+    influence = InfluenceEstimator(model).fit(X, y)
+    table = find_issues(influence, X, y)
+    proba = influence.loo_predict_proba()
+    np.testing.assert_allclose(table["clean_probability"], table["loo_probability"])
+    suspects = confident_errors_by_hand(proba, y) & (proba.argmax(1) != y)
+    assert table["is_issue"].sum() == suspects.sum()
 
 
 def test_the_number_of_issues_is_that_of_the_suspects():

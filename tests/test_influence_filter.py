@@ -277,7 +277,7 @@ def test_around_an_influence_estimator():
 
 def test_sparse_rows():
     data = three_classes(2)
-    dense = InfluenceFilter(MODEL).fit(data.X, data.y)
+    dense = InfluenceFilter(MODEL, contamination=0.05).fit(data.X, data.y)
     sparse = InfluenceFilter(LogisticRegression(tol=1e-10, max_iter=1000), contamination=0.05)
     sparse.fit(sp.csr_array(data.X), data.y)
     np.testing.assert_array_equal(sparse.inlier_mask_, dense.inlier_mask_)

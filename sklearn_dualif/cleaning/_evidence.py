@@ -1,11 +1,7 @@
-"""What speaks against each training row's target, from one fit.
+"""What speaks against each training row's target.
 
-A first look takes what the model without a row says of it, and finds suspects. Wrong rows stand up
-for each other, though: of two digits mislabelled alike, either is what makes the model without the
-other believe it. A second look therefore removes all suspects together, by one Newton step, and
-asks what the model without them and without the row itself says of each row.
-
-Networks get no second look: a tenth of the rows is more than their linearisation stands.
+A first look takes what the model without a row says of it, from one fit, and finds suspects; a
+second one what a model without the suspects says.
 """
 
 import numpy as np
@@ -16,8 +12,8 @@ from ..exceptions import UnsupportedModelError
 from ..losses import HalfTweedieDeviance
 from ..models import final_estimator
 from ._confident import confident_errors
-from ._held_out import output_changes
 from ._outliers import discoveries, spread_of
+from ._second_look import first_look, second_look
 
 _TINY = np.finfo(np.float64).tiny
 _HUBER = 1.345
@@ -54,30 +50,21 @@ def evidence_of(influence, y):
     return ClassEvidence(influence, y)
 
 
-def second_look(influence, suspects):
-    """Return each training row's outputs (n, C) without itself and without all suspects."""
-    engine = influence._engine
-    outputs = engine.loo_outputs()
-    if not suspects.any() or not engine.moves_to_optimum:
-        return outputs
-    # Without the suspects, none of them has a part of its own in the model any more.
-    outputs = torch.where(torch.from_numpy(suspects)[:, None], engine.z, outputs)
-    return outputs + output_changes(engine, np.flatnonzero(suspects))
-
-
 class ClassEvidence:
     """Evidence against labels: probabilities.
 
     Attributes
     ----------
     suspects : (n,) bool array
-        Rows that are confidently of another class than their label, at the first look.
+        Rows that are confidently of another class than their label, which the second look is
+        without.
     strength : (n,) array
         Log odds of the most probable other class against the given one, at the second look.
     disputed : (n,) bool array
         Whether another class is more probable than the given one.
     n_wrong : int
-        How many rows are wrong, as far as one can tell: the number of suspects.
+        How many rows are wrong, as far as one can tell: the number of suspects; of a network, of
+        those that it still disputes.
     suggested : (n,) array
         The most probable class.
     """
@@ -89,14 +76,12 @@ class ClassEvidence:
         self.classes = influence.classes_
         self.given = self.labels = model.targets.index(y)
         self.rows = np.arange(len(self.given))
-        first = influence.loo_predict_proba()
-        self.loo_probability = first[self.rows, self.given]
-        weighted = influence._sample_weight > 0
-        self.suspects = confident_errors(first, self.given)
-        kept = np.bincount(self.given[weighted & ~self.suspects], minlength=len(self.classes))
-        self.suspects &= kept[self.given] > 0  # no class may lose all its rows
-        outputs = second_look(influence, self.suspects)[:, : model.n_outputs]
-        self.proba = model.from_outputs("predict_proba", outputs.numpy())
+        self._model, self._weighted = model, influence._sample_weight > 0
+        first = first_look(influence)
+        self.loo_probability = self._probabilities(first.outputs)[self.rows, self.given]
+        look = second_look(influence, first, self._suspects)
+        self.suspects, self._unseen = look.suspects, look.unseen
+        self.proba = self._probabilities(look.outputs)
         self.probability = self.proba[self.rows, self.given]
         others = self.proba.copy()
         others[self.rows, self.given] = 0.0
@@ -106,7 +91,18 @@ class ClassEvidence:
         best = np.where(self.disputed, others.argmax(axis=1), self.given)
         self.suggested = self.classes[best]
         self.suggested_probability = self.proba[self.rows, best]
-        self.n_wrong = int(self.suspects.sum())
+        by_newton_step = influence._engine.moves_to_optimum
+        wrong = self.suspects if by_newton_step else self.suspects & self.disputed
+        self.n_wrong = int(wrong.sum())
+
+    def _probabilities(self, outputs):
+        return self._model.from_outputs("predict_proba", outputs)
+
+    def _suspects(self, look):
+        suspects = confident_errors(self._probabilities(look.outputs), self.given)
+        n_classes = len(self.classes)
+        kept = np.bincount(self.given[self._weighted & ~suspects], minlength=n_classes)
+        return suspects & (kept[self.given] > 0)  # no class may lose all its rows
 
     def factors(self, rows):
         """Return by what to multiply the weights of rows: the odds of their labels."""
@@ -124,8 +120,10 @@ class ClassEvidence:
     def sentences(self):
         """Return what the model says of each row."""
         return [
-            f"the model without it calls it {label} at {_short(p)}"
-            for label, p in zip(self.suggested, self.suggested_probability, strict=True)
+            f"the model {'without it ' if unseen else ''}calls it {label} at {_short(p)}"
+            for label, p, unseen in zip(
+                self.suggested, self.suggested_probability, self._unseen, strict=True
+            )
         ]
 
 
@@ -135,7 +133,7 @@ class ResidualEvidence:
     Attributes
     ----------
     suspects : (n,) bool array
-        Rows whose residual is too large to be noise, at the first look.
+        Rows whose residual is too large to be noise, which the second look is without.
     strength : (n,) array
         Size of the residual at the second look in units of its spread; the root mean square over
         several outputs.
@@ -153,27 +151,28 @@ class ResidualEvidence:
     def __init__(self, influence, y):
         engine = influence._engine
         self.y = np.asarray(y, dtype=np.float64)
-        n_outputs = engine.model.n_outputs
-        self._kept = np.clip(1.0 - influence.leverage_ / n_outputs, _TINY, 1.0)
-        first = self._standardized(engine, engine.loo_outputs(), slice(None))
-        self.suspects = discoveries(first, n_outputs)
-        outputs = second_look(influence, self.suspects)
-        self.strength = self._standardized(engine, outputs, ~self.suspects)
-        self.n_wrong = int(discoveries(self.strength, n_outputs).sum())
+        self._model, self._problem = engine.model, engine.problem
+        look = second_look(influence, first_look(influence), self._suspects, residuals=True)
+        self.suspects = look.suspects
+        self.strength = self._standardized(look, ~look.suspects)
+        self.n_wrong = int(discoveries(self.strength, engine.model.n_outputs).sum())
         self.disputed = np.ones(len(self.strength), dtype=bool)
-        shown = engine.model.from_outputs("predict", outputs[:, :n_outputs].numpy())
+        shown = engine.model.from_outputs("predict", look.outputs)
         self.suggested = influence._conversion.predictions(shown).reshape(self.y.shape)
         self.loo_prediction = influence.loo_predict().reshape(self.y.shape)
 
-    def _standardized(self, engine, outputs, typical):
+    def _suspects(self, look):
+        return discoveries(self._standardized(look, slice(None)), self._model.n_outputs)
+
+    def _standardized(self, look, typical):
         """Return residuals (n,) in units of the spread of typical rows'."""
-        model = engine.model
+        model, y = self._model, self._problem.y
+        outputs = torch.from_numpy(look.outputs)
         if isinstance(model.loss, HalfTweedieDeviance):
-            squares = model.loss.value(engine.problem.y, outputs).numpy()
+            squares = model.loss.value(y, outputs).numpy()
         else:
-            residuals = engine.problem.y - outputs[:, : model.n_outputs]
-            squares = residuals.square().mean(1).numpy()
-        squares = squares * self._kept
+            squares = (y - outputs).square().mean(1).numpy()
+        squares = squares * np.clip(1.0 - look.leverage / model.n_outputs, _TINY, 1.0)
         spread = spread_of(squares[typical], model.n_outputs)
         size = np.sqrt(squares)
         return np.divide(size, spread, out=np.zeros_like(size), where=spread > 0)

@@ -15,21 +15,20 @@ from ._selection import CONTAMINATION, Selection, check_refittable
 class InfluenceFilter(MetaEstimatorMixin, WrappedModelMixin, BaseEstimator):
     """A classifier or regressor that finds wrong training rows, acts on them and is fitted again.
 
-    Rows are ranked as by `find_issues`, from one fit. A second fit is on what is then held to be
-    right.
+    Rows are ranked as by `find_issues`, from one fit, or of networks from three. A last fit is on
+    what is then held to be right.
 
     Parameters
     ----------
     estimator : estimator
         A model that `InfluenceEstimator` can wrap, classifiers with ``predict_proba``; or an
         `InfluenceEstimator`, to choose its options. Cloned, never changed.
-    contamination : "auto" or float in [0, 0.5], default=0.05
+    contamination : "auto" or float in [0, 0.5], default="auto"
         Share of rows to act on, the worst ones. Rows whose own label is what the model without
         them predicts are never among them, nor is the best row of a class, so that there may be
-        fewer. "auto" estimates the number:
-        of a classifier, how many rows are confidently of another class by their leave-one-out
-        probabilities [1]_; of a regressor, how many residuals are too large to be noise, at a false
-        discovery rate of .05. On clean data this is often 0.
+        fewer. "auto" estimates the number: of a classifier, how many rows are confidently of
+        another class by their leave-one-out probabilities [1]_; of a regressor, how many residuals
+        are too large to be noise, at a false discovery rate of .05. On clean data this is often 0.
     strategy : {"remove", "relabel", "weight"}, default="remove"
         "remove" fits without the rows; "relabel", for classifiers, with the labels that the model
         without them gives them; "weight" with weights that are smaller by the odds of their label
@@ -103,7 +102,7 @@ class InfluenceFilter(MetaEstimatorMixin, WrappedModelMixin, BaseEstimator):
         "strategy": [StrOptions({"remove", "relabel", "weight"})],
     }
 
-    def __init__(self, estimator, *, contamination=0.05, strategy="remove"):
+    def __init__(self, estimator, *, contamination="auto", strategy="remove"):
         self.estimator = estimator
         self.contamination = contamination
         self.strategy = strategy

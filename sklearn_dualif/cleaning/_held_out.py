@@ -92,13 +92,7 @@ class CrossValidatedLoss:
             if not len(test) or len(train) < 2:
                 continue
             test = test[:: max(1, len(test) // _MOST)]
-            estimator = clone(influence).set_params(estimator=unfrozen(influence.estimator))
-            rows, targets = _safe_split(estimator, X, y, train)
-            params = _check_method_params(X, influence._fit_params, train)
-            with warnings.catch_warnings():
-                # The fit on all rows has warned already.
-                warnings.simplefilter("ignore", InfluenceWarning)
-                estimator.fit(rows, targets, **params)
+            estimator = without(influence, folds == fold)
             loss = ValidationLoss(estimator, *_safe_split(estimator, X, y, test, train))
             place = np.full(self.n_rows, -1)
             place[train] = np.arange(len(train))
@@ -153,6 +147,28 @@ def _mean_of_known(columns, n_rows):
     values = np.reshape(columns, (-1, n_rows))
     known = ~np.isnan(values)
     return np.where(known, values, 0.0).sum(0) / np.maximum(known.sum(0), 1)
+
+
+def without(influence, removed):
+    """Return an InfluenceEstimator fitted like another, without some of its rows.
+
+    Parameters
+    ----------
+    influence : InfluenceEstimator
+        Fitted.
+    removed : (n,) bool array
+        Rows to leave out.
+    """
+    X, y = indexable(influence._X_train, influence._y_train)
+    kept = np.flatnonzero(~removed)
+    estimator = clone(influence).set_params(estimator=unfrozen(influence.estimator))
+    rows, targets = _safe_split(estimator, X, y, kept)
+    params = _check_method_params(X, influence._fit_params, kept)
+    with warnings.catch_warnings(), torch.random.fork_rng([]):
+        # The fit on all rows has warned already.
+        warnings.simplefilter("ignore", InfluenceWarning)
+        torch.set_rng_state(influence._torch_state)
+        return estimator.fit(rows, targets, **params)
 
 
 def output_changes(engine, rows):

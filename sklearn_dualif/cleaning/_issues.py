@@ -12,7 +12,7 @@ def find_issues(estimator, X, y, *, X_val=None, y_val=None, groups=None, **fit_p
     """Find training rows, or groups of them, whose targets are probably wrong.
 
     Every row is judged by what the model says of it that was not trained on it, nor on the rows
-    that are suspect themselves, all from one fit.
+    that are suspect themselves: from one fit, or of networks from three.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def find_issues(estimator, X, y, *, X_val=None, y_val=None, groups=None, **fit_p
     X_val, y_val : array-like, optional
         Rows whose targets can be trusted. They make the ranking better, and the effects are on
         their mean loss. Without them, effects are on the training rows that are not suspect, each
-        held out of one of five more fits; of networks, there are none.
+        held out of one of five more fits; of networks, there are no effects.
     groups : array-like (n_train,), or name of a column of X, optional
         A group of each row: a site, an annotator, a range of dates. The table is then of groups.
         The model is given ``X`` with all its columns; pass a column that is no feature apart.
@@ -65,7 +65,9 @@ def find_issues(estimator, X, y, *, X_val=None, y_val=None, groups=None, **fit_p
         Probability of the given label under the model without the row.
     ``clean_probability`` (classifiers)
         The same under the model without the row and without all suspects: rows that are confidently
-        of another class by their leave-one-out probabilities [1]_.
+        of another class by their leave-one-out probabilities [1]_. Networks are fitted again
+        without the suspects, and once more without those that are suspect then; the probabilities
+        of other rows are those of this last network, which was trained on them.
     ``loo_residual``, ``residual_in_spreads`` (regressors)
         Target less leave-one-out prediction; and the size of the residual without the row and the
         suspects, in units of its spread: a robust standard deviation, larger for rows of large
@@ -82,8 +84,8 @@ def find_issues(estimator, X, y, *, X_val=None, y_val=None, groups=None, **fit_p
         in spreads, plus, with ``X_val``, up to 1 for what removing the row does.
     ``is_issue``
         Whether the row is probably wrong: as many rows with a score that says so as there are
-        suspects, or, of a regression, residuals at a false discovery rate of .05. None if nothing
-        is wrong, or rather few.
+        suspects (of a network, suspects that it still disputes), or, of a regression, residuals at
+        a false discovery rate of .05. None if nothing is wrong, or rather few.
     ``rank``
         From 1, the worst row.
     ``reason``

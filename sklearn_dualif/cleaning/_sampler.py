@@ -22,7 +22,7 @@ class InfluenceSampler(MetaEstimatorMixin, BaseEstimator):
     estimator : estimator
         A model that `InfluenceEstimator` can wrap, classifiers with ``predict_proba``; or an
         `InfluenceEstimator`, to choose its options. Cloned, never changed.
-    contamination : "auto" or float in [0, 0.5], default=0.05
+    contamination : "auto" or float in [0, 0.5], default="auto"
         Share of rows to act on at most; see `InfluenceFilter`.
     strategy : {"remove", "relabel"}, default="remove"
         Whether to take the rows out or to give them the labels that the model without them gives
@@ -65,7 +65,7 @@ class InfluenceSampler(MetaEstimatorMixin, BaseEstimator):
         "strategy": [StrOptions({"remove", "relabel"})],
     }
 
-    def __init__(self, estimator, *, contamination=0.05, strategy="remove"):
+    def __init__(self, estimator, *, contamination="auto", strategy="remove"):
         self.estimator = estimator
         self.contamination = contamination
         self.strategy = strategy
