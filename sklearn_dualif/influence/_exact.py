@@ -38,12 +38,12 @@ def _from_start(problem, curvature, state, z, start):
     guess = z + curvature.output_changes(design, start)[:, 0]
     if not problem.model.loss.in_domain(guess) or _objective_rises(problem, z, guess):
         start, guess = torch.zeros_like(start), z
-    optimum, _, _, converged = minimise(problem, state + start, guess)
-    if not converged:
-        optimum, _, _, converged = minimise(problem, state, z)
-    if not converged:
+    found = minimise(problem, state + start, guess)
+    if not found.converged:
+        found = minimise(problem, state, z)
+    if not found.converged:
         raise no_optimum()
-    return optimum - state
+    return found.state - state
 
 
 def no_optimum():

@@ -338,11 +338,12 @@ class NetworkEngine(InfluenceEngine):
     @cached_property
     def _optimum(self):
         problem = self.problem
-        state, z, curvature, converged = minimise(problem, problem.start, self.z)
-        if not converged:
+        found = minimise(problem, problem.start, self.z)
+        if not found.converged:
             raise self._no_optimum()
-        curvature.anchor(state, problem.shares)
-        return state, z, curvature
+        curvature = found.curvature()
+        curvature.anchor(found.state, problem.shares)
+        return found.state, found.z, curvature
 
     @staticmethod
     def _no_optimum():

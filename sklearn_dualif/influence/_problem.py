@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 
@@ -14,6 +15,9 @@ from ..losses import empirical_fisher
 _MAX_STEPS = 100
 _TIGHT = 1e-10
 _LOOSE = 1e-6
+_ROUNDING = 1e-12
+# A factorization is kept while steps shrink to this share.
+_FAST = 0.1
 
 
 @dataclass(frozen=True)
@@ -145,8 +149,41 @@ def stationarity(problem):
     return total / float(counted.median())
 
 
+class Minimum(NamedTuple):
+    """Where a minimisation ended.
+
+    Attributes
+    ----------
+    problem : TrainingProblem
+    state : (G, D, 1) tensor
+    z : (n, C) tensor
+        Outputs.
+    last : Curvature
+        The last that was factorised.
+    fresh : bool
+        Whether that is the curvature at ``z``.
+    converged : bool
+    """
+
+    problem: TrainingProblem
+    state: torch.Tensor
+    z: torch.Tensor
+    last: object
+    fresh: bool
+    converged: bool
+
+    def curvature(self):
+        """Return the curvature at ``z``."""
+        if self.fresh:
+            return self.last.refresh(self.problem.expand(self.z))
+        return self.problem.curvature(self.z)
+
+
 def minimise(problem, state, z):
     """Run damped Newton steps to the optimum of a problem.
+
+    A factorization serves as long as the steps that it gives shrink fast: a step costs little, and
+    the curvature hardly changes where it is needed most, near the optimum.
 
     Parameters
     ----------
@@ -159,14 +196,14 @@ def minimise(problem, state, z):
 
     Returns
     -------
-    state, z, curvature : tensors and Curvature at the optimum
-    converged : bool
+    Minimum
     """
-    curvature = problem.curvature(z)
+    curvature, fresh = problem.curvature(z), True
     design = curvature.design(problem.features)
+    quadratic = problem.model.loss.quadratic
     if state is None:
         state, z = _step_from_outputs(problem, curvature, design, z)
-        if not problem.model.loss.quadratic:
+        if not quadratic:
             curvature = problem.curvature(z)
     ridge = problem.ridge[:, None, None]
     previous = torch.inf
@@ -178,7 +215,10 @@ def minimise(problem, state, z):
         dz = curvature.output_changes(design, step)[:, 0]
         moved = float((dz.abs() / (1.0 + z.abs())).max())
         if not moved < torch.inf:
-            return state, z, curvature, False
+            return Minimum(problem, state, z, curvature, fresh, False)
+        if not fresh and moved > max(_FAST * previous, _ROUNDING):
+            curvature, fresh = problem.curvature(z), True
+            continue
         at_floor = moved <= _LOOSE and moved > 0.5 * previous
         size = 1.0
         if moved > _TIGHT and not at_floor:
@@ -187,15 +227,18 @@ def minimise(problem, state, z):
             along, square = float((covector * state).sum()), float((covector * step).sum())
             size = line_search(problem, z, dz, descent, along, square)
         if size == 0.0 and moved > _LOOSE:
-            return state, z, curvature, False
-        if size == 0.0 or moved <= _TIGHT or at_floor:
+            if not fresh:
+                curvature, fresh = problem.curvature(z), True
+                continue
+            return Minimum(problem, state, z, curvature, fresh, False)
+        if size == 0.0 or moved <= _ROUNDING or at_floor:
             # Below what the objective can tell, the step itself is the better judge.
-            z = z + dz
-            return state + step, z, curvature.refresh(problem.expand(z)), True
+            return Minimum(problem, state + step, z + dz, curvature, fresh, True)
         state, z, previous = state + size * step, z + size * dz, moved
-        if not problem.model.loss.quadratic:
-            curvature = problem.curvature(z)
-    return state, z, curvature, False
+        fresh = quadratic
+        if size < 1.0 and not quadratic:
+            curvature, fresh = problem.curvature(z), True
+    return Minimum(problem, state, z, curvature, fresh, False)
 
 
 def _step_from_outputs(problem, curvature, design, z):
@@ -252,12 +295,12 @@ def polish(problem):
             f"The fitted {type(problem.model.estimator).__name__} gives outputs that its loss "
             "cannot take. Fit it to convergence first."
         )
-    state, optimum, curvature, converged = minimise(problem, start, z)
-    if not converged and problem.model.loss.in_domain(torch.zeros_like(z)):
+    found = minimise(problem, start, z)
+    if not found.converged and problem.model.loss.in_domain(torch.zeros_like(z)):
         # Wild parameters can be a bad start; a convex objective has an easy one at zero.
-        state, optimum, curvature, converged = minimise(problem, 0.0 * state, 0.0 * z)
-    if converged:
-        return state, optimum, curvature
+        found = minimise(problem, 0.0 * found.state, 0.0 * z)
+    if found.converged:
+        return found.state, found.z, found.curvature()
     warnings.warn(
         f"No minimum of the objective of {type(problem.model.estimator).__name__} was found "
         "(separable classes without a penalty have none, badly scaled features hide it). Effects "
