@@ -69,6 +69,7 @@ def fit_influence(influence, X, y, X_val, y_val, fit_params):
         diagnostics = Diagnostics(engine, objective, X, y)
         if X_val is not None:
             diagnostics.average_over(X_val, y_val)
+            diagnostics.held_out = True
         if engine.form not in _LAZY:
             diagnostics.compute()
     for name, value in values.items():
@@ -333,7 +334,14 @@ class Diagnostics:
         Of ``influence_``.
     X, y : array-like
         The training rows, over which it is where `average_over` is not called.
+
+    Attributes
+    ----------
+    held_out : bool
+        Whether ``influence_`` is about validation rows.
     """
+
+    held_out = False
 
     def __init__(self, engine, objective, X, y):
         self._engine = engine

@@ -1,5 +1,15 @@
 """Displays. Matplotlib is imported when something is first drawn."""
 
 from ._effective_dimension import EffectiveDimensionDisplay
+from ._fidelity import FidelityDisplay
+from ._influence import InfluenceDisplay
+from ._removal_curve import RemovalCurveDisplay
+from ._self_influence import SelfInfluenceDisplay
 
-__all__ = ["EffectiveDimensionDisplay"]
+__all__ = [
+    "EffectiveDimensionDisplay",
+    "FidelityDisplay",
+    "InfluenceDisplay",
+    "RemovalCurveDisplay",
+    "SelfInfluenceDisplay",
+]
