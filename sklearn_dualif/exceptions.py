@@ -21,6 +21,10 @@ class SketchStoreError(ValueError, OSError):
     """A store of sketched rows is of something else, damaged, or cannot be written."""
 
 
+class ReportError(ValueError, OSError):
+    """A report cannot be written where it was to go."""
+
+
 class InfluenceWarning(UserWarning):
     """What was asked can be computed, but the caller should know what it stands for."""
 

@@ -103,6 +103,7 @@ def name_points(ax, x, y, rows, names):
     rows : sequence of int
         Points to name, the most important first.
     names : (n,) array of str
+        Of all points.
 
     Returns
     -------

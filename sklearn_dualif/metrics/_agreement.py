@@ -67,5 +67,5 @@ def _measures(sums):
     varies = predicted > 0
     slope, pearson = np.zeros_like(n), np.zeros_like(n)
     np.divide(common, predicted, out=slope, where=varies)
-    np.divide(common, np.sqrt(predicted * refitted), out=pearson, where=varies)
+    np.divide(common, np.sqrt(predicted.clip(0.0) * refitted), out=pearson, where=varies)
     return {"r2": 1.0 - error / refitted, "slope": slope, "pearson": np.clip(pearson, -1.0, 1.0)}
