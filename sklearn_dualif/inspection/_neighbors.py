@@ -309,10 +309,17 @@ class NeighborsDisplay:
         self.axes_[0, 0].set_title("query", fontsize=10)
         for column, title, color in ((1, target.raises, HELPS), (1 + k, target.lowers, HURTS)):
             if k:
-                said = self.axes_[0, column].set_title(
-                    title, fontsize=10, color=color, loc="left", fontweight="bold"
-                )
-                said.set_in_layout(False)  # or its column would be as wide
+                self.axes_[0, column].annotate(
+                    title,
+                    (0, 1),
+                    xytext=(0, 5),
+                    xycoords="axes fraction",
+                    textcoords="offset points",
+                    fontsize=10,
+                    fontweight="bold",
+                    color=color,
+                    annotation_clip=False,
+                ).set_in_layout(False)  # or its column would be as wide
 
     def _draw_tables(self, chosen, fig, ax):
         heights = [1.4 + sum(map(len, both)) for both in chosen]

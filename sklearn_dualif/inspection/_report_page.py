@@ -44,13 +44,12 @@ _HEADS = {
     "given_label": "given",
     "suggested_label": "the model says",
     "loo_probability": "probability of the given label",
-    "clean_probability": "the same without all suspects",
-    "loo_residual": "given less predicted",
+    "loo_residual": "residual without it",
     "residual_in_spreads": "residual in spreads",
     "removal_effect": "removing it: held-out loss",
     "relabel_effect": "relabelling it: held-out loss",
-    "self_influence": "self-influence",
 }
+_TARGETS = ("given", "the model says")
 _SIGNED = ("loo_residual", "removal_effect", "relabel_effect")
 
 
@@ -162,7 +161,9 @@ def _rows(found):
     flagged = issues["is_issue"].to_numpy(dtype=bool)
     kind = "label" if "loo_probability" in issues else "target"
     names = {name: _head(name) for name in issues.columns if _head(name)}
-    columns = [(head, _column(issues[name].iloc[order], name)) for name, head in names.items()]
+    columns = {head: _column(issues[name].iloc[order], name) for name, head in names.items()}
+    if kind == "label":  # labels are no quantities, even where they are numbers
+        columns |= {head: (columns[head][0], False) for head in _TARGETS}
     says = _how_many(int(flagged.sum()), found.n_train, kind, n_rows)
     return joined([says, _table(found, order, flagged, columns, issues["reason"].iloc[order])])
 
@@ -203,13 +204,16 @@ def _rows_by_self_influence(found):
     influence, n_rows = found.influence, min(found.n_rows, found.n_train)
     own = influence.self_influence_
     order = np.argsort(-own, kind="stable")[:n_rows]
-    columns = [("given", ([targets_of(influence._y_train)[row] for row in order], False))]
-    columns.append(("self-influence", ([short(own[row]) for row in order], True)))
+    given = targets_of(influence._y_train)
+    columns = {
+        "given": ([given[row] for row in order], False),
+        "self-influence": ([short(own[row]) for row in order], True),
+    }
     scores = not influence._engine.gives_effects
     if scores:
         reasons = ["its gradient is long: the model strains to fit it"] * n_rows
     else:
-        columns.append(("leverage", ([short(influence.leverage_[row]) for row in order], True)))
+        columns["leverage"] = [short(influence.leverage_[row]) for row in order], True
         reasons = [f"removing it changes its own loss by {signed(own[row])}" for row in order]
     says = joined(
         [
@@ -245,20 +249,19 @@ def _table(found, order, flagged, columns, reasons):
         images = as_images(influence._X_train, order, found.image_shape)
         for line, image, name in zip(lines, images, names, strict=True):
             line.append(thumbnail(image, f"row {clipped(name, 60)}"))
-    for title, (texts, number) in columns:
+    why = [element("span", clipped(reason, 400), class_="long") for reason in reasons]
+    # What a phone shows first: the targets and the reason; the numbers behind it after that.
+    first = {title: column for title, column in columns.items() if title.startswith(_TARGETS)}
+    first["why"] = why, False
+    if found.image_shape is None:
+        texts, title = values_in_words(influence._X_train, order)
+        if texts is not None:
+            first[title] = [element("span", text, class_="long") for text in texts], False
+    for title, (texts, number) in (first | columns).items():
         numeric |= {len(head)} if number else set()
         head.append(title)
         for line, text in zip(lines, texts, strict=True):
             line.append(text)
-    head.append("why")
-    for line, reason in zip(lines, reasons, strict=True):
-        line.append(element("span", clipped(reason, 400), class_="long"))
-    if found.image_shape is None:
-        texts, title = values_in_words(influence._X_train, order)
-        if texts is not None:
-            head.append(title)
-            for line, text in zip(lines, texts, strict=True):
-                line.append(element("span", text, class_="long"))
     return table(head, lines, "Rows to look at first", numeric=numeric)
 
 
