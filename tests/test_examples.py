@@ -139,3 +139,14 @@ def test_noisy_labels(run, tmp_path, capsys):
     assert min(areas["plain loss"], areas["Newton: leave-one-out loss"]) > 0.97
     assert areas["cosines, five seeds"] > areas["cosines, five dropout masks"]
     assert f"best here: {max(areas, key=areas.get)}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_can_i_believe_it(run, tmp_path, capsys):
+    said = run("plot_can_i_believe_it")
+    for name in ("can_i_believe_it.png", "can_i_believe_it_neighbors.png", "can_i_believe_it.html"):
+        assert (tmp_path / name).stat().st_size > 10_000
+    assert said["validation"].verdict == "trust the sizes"
+    curve = said["curve"]
+    assert (curve.score[2:] > curve.random_mean[2:] + 0.01).all()
+    assert "trust the sizes" in capsys.readouterr().out

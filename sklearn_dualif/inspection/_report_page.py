@@ -1,13 +1,12 @@
 """The parts of a report as HTML."""
 
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from string import Template
 
 import numpy as np
 
-from .. import __version__
 from ..models import final_estimator
 from ._drawing import clipped, row_names, short, signed
 from ._html import definitions, element, frame_table, joined, paragraphs, table, thumbnail
@@ -86,7 +85,7 @@ def page(found, title, sections):
     parts += [element("h2", "What was computed"), _computed(found)]
     template = files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     return Template(template).substitute(
-        generator=f"sklearn_dualif {__version__}",
+        generator=_version("sklearn-dualif"),
         title=joined([title]),
         body=joined([part for part in parts if part is not None]),
     )
@@ -326,13 +325,13 @@ def _computed(found):
                 "row's; 0 at an optimum)",
             ),
         ]
-    packages = ("numpy", "scipy", "scikit-learn", "torch")
+    packages = ("sklearn-dualif", "numpy", "scipy", "scikit-learn", "torch")
     pairs.append(
         (
             "versions",
             ", ".join(
-                [f"sklearn_dualif {__version__}", f"Python {platform.python_version()}"]
-                + [f"{package} {version(package)}" for package in packages]
+                [f"Python {platform.python_version()}"]
+                + [_version(package) for package in packages]
             ),
         )
     )
@@ -348,6 +347,13 @@ def _computed(found):
             definitions(shown),
         ]
     )
+
+
+def _version(package):
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:  # used from a folder, without having been installed
+        return package
 
 
 def _counted(influence):

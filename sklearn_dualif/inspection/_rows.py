@@ -108,7 +108,7 @@ def as_images(X, rows, image_shape):
         images = np.moveaxis(images, 1, -1)
     if images.ndim == 4 and images.shape[-1] == 1:
         images = images[..., 0]
-    if images.ndim == 4 and images.min() >= 0 and images.max() <= 1:
+    if not len(rows) or (images.ndim == 4 and images.min() >= 0 and images.max() <= 1):
         return images
     if images.ndim == 4 and part.dtype == np.uint8:
         return images / 255
