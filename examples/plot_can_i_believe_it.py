@@ -2,9 +2,9 @@
 Can I believe these numbers?
 ============================
 
-:class:`~sklearn_dualif.InfluenceEstimator` foretells what a model would do without some of its rows.
-Two questions come before anyone acts on that. Are the effects those of real refits? And is the
-ranking of rows that they give worth more than a simpler one?
+:class:`~sklearn_dualif.InfluenceEstimator` foretells what a model would do without some of its
+rows. Two questions come before anyone acts on that. Are the effects those of real refits? And is
+the ranking of rows that they give worth more than a simpler one?
 
 Here a multinomial logistic regression learns 600 handwritten digits of which a tenth got a wrong
 label: the one that a reader in a hurry might have given, the second guess of a model. The answer is
@@ -92,8 +92,8 @@ neighbors.figure_.savefig(path.with_name("can_i_believe_it_neighbors.png"), dpi=
 # A page for a colleague
 # ----------------------
 #
-# ``report`` writes verdict, rows, pictures and settings to one file that needs nothing else. What is
-# known already is not computed again.
+# ``report`` writes verdict, rows, pictures and settings to one file that needs nothing else. What
+# is known already is not computed again.
 
 page = report(
     influence,

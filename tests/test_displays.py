@@ -246,6 +246,17 @@ def test_displays_draw_on_given_axes():
     assert one.figure_ is two.figure_ is figure
 
 
+def test_displays_draw_in_a_part_of_a_figure():
+    import matplotlib.pyplot as plt
+
+    influence, X, y = wine()
+    figure = plt.figure(layout="constrained")
+    part, other = figure.subfigures(1, 2)
+    display = InfluenceDisplay.from_estimator(influence, X, y, ax=part.subplots())
+    assert display.figure_ is figure
+    assert NeighborsDisplay.from_estimator(influence, X[:1], y[:1], fig=other).figure_ is figure
+
+
 # Removal curves
 
 
@@ -430,7 +441,7 @@ def test_neighbors_take_a_place_in_a_figure():
     influence, X, y = wine()
     figure, axes = plt.subplots(1, 2, layout="constrained")
     display = NeighborsDisplay.from_estimator(influence, X[:1], y[:1], features=["hue"], ax=axes[0])
-    assert display.axes_[0, 0].get_figure(root=True) is figure
+    assert display.figure_ is figure
     own = plt.figure()
     display.plot(fig=own)
     assert display.figure_ is own

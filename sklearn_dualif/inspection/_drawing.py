@@ -24,6 +24,11 @@ def axes_for(ax, figsize=None):
     return plt.subplots(figsize=figsize, layout="constrained")[1]
 
 
+def whole_figure(ax):
+    """Return the figure of axes, also of those in a part of one."""
+    return ax.figure.canvas.figure
+
+
 def without_frame(ax):
     """Take the upper and the right line off."""
     ax.spines[["top", "right"]].set_visible(False)
@@ -111,9 +116,9 @@ def name_points(ax, x, y, rows, names):
     """
     from matplotlib.text import Text
 
-    ax.figure.draw_without_rendering()  # so that the layout is known
+    whole_figure(ax).draw_without_rendering()  # so that the layout is known
     points = ax.transData.transform(np.column_stack([x, y]))
-    inside, unit = ax.get_window_extent(), ax.figure.dpi / 72
+    inside, unit = ax.get_window_extent(), whole_figure(ax).dpi / 72
     taken = [] if ax.get_legend() is None else [ax.get_legend().get_window_extent()]
     written = []
     for row in rows:

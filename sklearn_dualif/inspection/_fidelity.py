@@ -5,7 +5,7 @@ from sklearn.utils import check_random_state
 
 from ..metrics import LeaveOneOutEffects, RemovalFidelity, Validation, validate
 from ..metrics._agreement import agreement
-from ._drawing import HELPS, HURTS, MANY, axes_for, without_frame
+from ._drawing import HELPS, HURTS, MANY, axes_for, whole_figure, without_frame
 from ._wording import target_of
 
 _STYLES = {
@@ -241,7 +241,7 @@ class FidelityDisplay:
         for handle in legend.legend_handles:
             handle.set_alpha(1)
         without_frame(ax)
-        self.ax_, self.figure_ = ax, ax.figure
+        self.ax_, self.figure_ = ax, whole_figure(ax)
         return self
 
     def _draw_slope(self, ax, predicted, refitted):

@@ -12,6 +12,7 @@ from ._drawing import (
     checked_count,
     name_points,
     row_names,
+    whole_figure,
     without_frame,
 )
 from ._wording import Target, target_of
@@ -228,7 +229,7 @@ class InfluenceDisplay:
         _legend_above(ax)
         named = np.argsort(-np.abs(influence), kind="stable")[:n_labels]
         self.labels_ = name_points(ax, leverage, influence, named, names)
-        self.ax_, self.figure_ = ax, ax.figure
+        self.ax_, self.figure_ = ax, whole_figure(ax)
         return self
 
     def frame(self):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..metrics._removals import check_fitted
-from ._drawing import HELPS, HURTS, checked_count, row_names, signed
+from ._drawing import HELPS, HURTS, checked_count, row_names, signed, whole_figure
 from ._rows import as_images, check_image_shape, in_words, n_rows_of, targets_of, values_of
 from ._wording import Target, target_of
 
@@ -210,7 +210,7 @@ class NeighborsDisplay:
         chosen = self._chosen()
         draw = self._draw_tables if self.image_shape is None else self._draw_images
         draw(chosen, fig, ax)
-        self.figure_ = self.axes_.flat[0].figure
+        self.figure_ = whole_figure(self.axes_.flat[0])
         return self
 
     def frame(self):

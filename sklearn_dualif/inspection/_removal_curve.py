@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..metrics import RemovalCurve, removal_curve
-from ._drawing import HELPS, HURTS, axes_for, without_frame
+from ._drawing import HELPS, HURTS, axes_for, whole_figure, without_frame
 
 
 class RemovalCurveDisplay:
@@ -158,7 +158,7 @@ class RemovalCurveDisplay:
         handles, labels = ax.get_legend_handles_labels()
         ax.legend(handles[::-1], labels[::-1], fontsize=9, frameon=False)
         without_frame(ax)
-        self.ax_, self.figure_ = ax, ax.figure
+        self.ax_, self.figure_ = ax, whole_figure(ax)
         return self
 
     def frame(self):

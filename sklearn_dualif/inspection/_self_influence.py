@@ -15,6 +15,7 @@ from ._drawing import (
     name_points,
     row_names,
     short,
+    whole_figure,
     without_frame,
 )
 
@@ -164,7 +165,7 @@ class SelfInfluenceDisplay:
         without_frame(ax)
         self.labels_ = name_points(ax, ranks, own, named, names)
         self.threshold_, self.above_ = threshold, above
-        self.ax_, self.figure_ = ax, ax.figure
+        self.ax_, self.figure_ = ax, whole_figure(ax)
         return self
 
     def frame(self):
