@@ -77,12 +77,13 @@ print(f"The picture is in {path.resolve()}")
 # The rows behind mistakes
 # ------------------------
 #
-# Three test digits that the model is most wrong about, each with the training digits whose removal
-# would raise the loss on it most, and those whose removal would lower it. Under each training digit
-# are its row, its label and the effect.
+# Of each digit the test image that the model is most wrong about, and of these the three with the
+# largest loss: each with the training digits whose removal would raise that loss most, and those
+# whose removal would lower it. Under each training digit are its row, its label and the effect.
 
 loss = -np.log(influence.predict_proba(X_test)[np.arange(len(y_test)), y_test])
-worst = np.argsort(-loss)[:3]
+worst = np.array([np.where(y_test == digit, loss, 0.0).argmax() for digit in range(10)])
+worst = worst[np.argsort(-loss[worst])][:3]
 neighbors = NeighborsDisplay.from_estimator(
     influence, X_test[worst], y_test[worst], image_shape=(8, 8)
 )

@@ -250,7 +250,7 @@ def test_displays_draw_in_a_part_of_a_figure():
     import matplotlib.pyplot as plt
 
     influence, X, y = wine()
-    figure = plt.figure(layout="constrained")
+    figure = plt.figure(figsize=(12, 5), layout="constrained")
     part, other = figure.subfigures(1, 2)
     display = InfluenceDisplay.from_estimator(influence, X, y, ax=part.subplots())
     assert display.figure_ is figure

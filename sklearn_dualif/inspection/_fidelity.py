@@ -221,6 +221,7 @@ class FidelityDisplay:
                 markersize=4,
                 alpha=0.35 if len(predicted) > 500 else 0.6,
                 markeredgewidth=0,
+                zorder=2.5,  # above the lines
                 rasterized=len(predicted) > MANY,
                 label=name,
                 **_STYLES[name],
@@ -259,6 +260,7 @@ class FidelityDisplay:
             middle[1] + self.slope * (ends - middle[0]),
             color="black",
             linewidth=1.5,
+            zorder=1.8,
             label=f"fitted: slope {self.slope:.2f}{said}",
         )
         if known:

@@ -156,7 +156,8 @@ class RemovalCurveDisplay:
             ylabel=f"{self.score_name} of a refit without them",
         )
         handles, labels = ax.get_legend_handles_labels()
-        ax.legend(handles[::-1], labels[::-1], fontsize=9, frameon=False)
+        place = {"loc": "lower left", "bbox_to_anchor": (0, 1)}  # above, where no curve is
+        ax.legend(handles[::-1], labels[::-1], fontsize=9, frameon=False, **place)
         without_frame(ax)
         self.ax_, self.figure_ = ax, whole_figure(ax)
         return self
