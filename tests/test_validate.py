@@ -23,6 +23,7 @@ from torch import nn
 from sklearn_dualif import InfluenceEstimator, TorchModel
 from sklearn_dualif.exceptions import NotStationaryWarning, UnsupportedOptionError
 from sklearn_dualif.metrics import validate
+from sklearn_dualif.metrics._agreement import agreement
 
 TIGHT = LogisticRegression(tol=1e-10, max_iter=10_000)
 not_at_the_optimum = pytest.mark.filterwarnings(
@@ -359,3 +360,15 @@ def test_unfitted_and_other_estimators():
         validate(InfluenceEstimator(Ridge()), X_query, y_query)
     with pytest.raises(TypeError, match=r"validate needs a fitted InfluenceEstimator; got Ridge"):
         validate(Ridge(), X_query, y_query)
+
+
+def test_a_resample_of_removals_with_one_predicted_effect():
+    # All but one removal are predicted to do the same, which a resample may leave out: its variance
+    # is 0 but for rounding, on either side.
+    generator = np.random.RandomState(0)
+    refitted = generator.standard_normal((10, 7))
+    predicted = np.zeros((10, 7))
+    predicted[0] = refitted[0]
+    found = agreement(predicted, refitted, generator)
+    assert found["pearson_interval"][0] == 0.0
+    assert found["pearson"] == pytest.approx(np.corrcoef(predicted.ravel(), refitted.ravel())[0, 1])
