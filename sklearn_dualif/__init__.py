@@ -1,7 +1,14 @@
 """Influence of training rows on fitted models, as a refit without them would answer."""
 
-from ._ensemble import InfluenceEnsemble
-from ._estimator import InfluenceEstimator
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._ensemble import InfluenceEnsemble
+    from ._estimator import InfluenceEstimator
+    from .models import TorchModel
+    from .models._checkpoints import CheckpointRecorder
+    from .models._linearize import linearize
 
 __version__ = "0.1.0"
 
@@ -14,19 +21,24 @@ __all__ = [
     "linearize",
 ]
 
+# Imported when first asked for: torch, skorch and scikit-learn take seconds, and the command
+# line's --help waits for none of them.
+_HOMES = {
+    "CheckpointRecorder": ".models._checkpoints",
+    "InfluenceEnsemble": "._ensemble",
+    "InfluenceEstimator": "._estimator",
+    "TorchModel": ".models",
+    "linearize": ".models._linearize",
+}
+
 
 def __getattr__(name):
-    # These need torch, or skorch, whose import takes seconds.
-    if name == "CheckpointRecorder":
-        from .models._checkpoints import CheckpointRecorder
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name], __name__), name)
+    globals()[name] = value
+    return value
 
-        return CheckpointRecorder
-    if name == "TorchModel":
-        from .models import TorchModel
 
-        return TorchModel
-    if name == "linearize":
-        from .models._linearize import linearize
-
-        return linearize
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__():
+    return sorted({*globals(), *_HOMES})
