@@ -96,8 +96,8 @@ def _add_audit(commands):
     group.add_argument(
         "--sensitive",
         metavar="COLUMN",
-        help="measure how differently the model treats the groups of this column, and the effect of "
-        "each row on that; by default no feature, since a fair model is rarely allowed it",
+        help="measure how differently the model treats the groups of this column, and the effect "
+        "of each row on that; by default no feature, since a fair model is rarely allowed it",
     )
     group.add_argument(
         "--favorable", metavar="CLASS", help="class whose rates --sensitive compares (last of two)"
@@ -163,15 +163,22 @@ def _add_common(parser):
         "--model",
         metavar="MODEL",
         type=_model,
-        help="logistic, ridge, mlp, pickle:FILE or skops:FILE; default: logistic for classes, ridge "
-        "for numbers, with the penalty of least leave-one-out loss. A model from a file is fitted "
-        "again, on the columns that it was fitted on",
+        help="logistic, ridge, mlp, pickle:FILE or skops:FILE; default: logistic for classes, "
+        "ridge for numbers, with the penalty of least leave-one-out loss. A model from a file is "
+        "fitted again, on the columns that it was fitted on",
     )
     group.add_argument(
         "--trust", action="store_true", help="load a model file: this can run code that is in it"
     )
     group.add_argument(
         "--random-state", metavar="N", type=_seed, default=0, help="seed (default: %(default)s)"
+    )
+    group.add_argument(
+        "--threads",
+        metavar="N",
+        type=_count,
+        default=1,
+        help="threads of the linear algebra; more pay off for wide tables (default: %(default)s)",
     )
     group = parser.add_argument_group("the table")
     group.add_argument("--index", metavar="COLUMN", help="column that names the rows; no feature")

@@ -10,9 +10,10 @@ from ..exceptions import InfluenceWarning, UnsupportedOptionError
 from ..metrics import validate
 from ._errors import InputError, counted, listed, one_line
 from ._fairness import check_sensitive, fairness_of
-from ._fitted import choose, fitted, held_out_scores, parse_model
+from ._fitted import choose, evenly, fitted, held_out_scores, parse_model
 
 STEPS = 6
+_MOST_QUERIES = 2000
 _MOST_GROUPS = 1000
 
 
@@ -79,12 +80,14 @@ def audit(dataset, options, progress):
             scores, guess = held_out_scores(checked, *unseen, dataset.target.task)
         notes = dataset.notes()
         with progress.step("comparing predicted effects with refits"):
-            validation = _validated(checked, *unseen, seed, notes)
+            queries = evenly(held_out, _MOST_QUERIES)
+            validation = _validated(checked, X.iloc[queries], y.iloc[queries], seed, notes)
         fairness = None
         if favorable is not None:
             if not hasattr(checked, "predict_proba"):
                 raise InputError(f"--sensitive needs probabilities, which {chosen.name} has not.")
-            fairness = fairness_of(checked, chosen, y, dataset.sensitive, favorable)
+            with progress.step(f"comparing groups of {dataset.sensitive.name}"):
+                fairness = fairness_of(checked, chosen, y, dataset.sensitive, favorable)
             if fairness.left_out:
                 few = listed(fairness.left_out)
                 notes.append(f"{dataset.sensitive.name!r}: too few rows to compare {few}")
@@ -135,7 +138,7 @@ def mark(issues, contamination, task):
 
 
 def of_all_rows(judged, dataset, fairness=None):
-    """Return the issues of all rows of the table, those without a target empty, with their lines."""
+    """Return the issues of all rows of the table with their lines, empty without a target."""
     table, known = dataset.table, dataset.target.known
     issues = judged.copy()
     if fairness is not None:
@@ -148,7 +151,7 @@ def of_all_rows(judged, dataset, fairness=None):
         issues = issues.reindex(range(table.n_rows))
         issues["is_issue"] = issues["is_issue"].eq(True)
         issues.loc[~known, "reason"] = "no target, not judged"
-        issues.index = dataset.all_X.index
+        issues.index = dataset.everything.index
     if table.line_of is not None:
         issues.insert(0, "line", table.line_of)
     return issues

@@ -8,9 +8,17 @@ don't show, makes it text. Numbers such as -3 are left as they are.
 """
 
 import math
+import re
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # The wide forms are taken for the narrow ones by East Asian versions.
 _STARTS = tuple("=+-@\t\r\n＝＋－＠")
+
+
+def visible(text):
+    """Return text without spaces around it, a sign in place of each control character."""
+    text = text.strip()
+    return text if text.isprintable() else _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def is_formula(text):

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ._cells import visible
 from ._errors import counted, listed
 
 MISSING = frozenset(
-    "?|NA|N/A|n/a|#N/A|<NA>|NaN|nan|NULL|Null|null|None|none|NaT|-|--|.".split("|") + [""]
+    ["", *"? NA N/A n/a #N/A <NA> NaN nan NULL Null null None none NaT - -- .".split()]
 )
 _NEARLY_ALL = 0.95
 _FEW = 20
@@ -43,75 +44,96 @@ class Column:
 
 def texts_of(table, name):
     """Return a column's texts (n,) without spaces around them, None where one is missing."""
-    if hasattr(table, "cells"):
-        cells = table.cells[table.names.index(name)]
-        stripped = [cell.strip() for cell in cells]
-        return np.array([None if text in MISSING else text for text in stripped], dtype=object)
-    series = table.series(name)
-    missing = series.isna().to_numpy()
-    return np.array(
-        [None if gone else str(value) for value, gone in zip(series, missing, strict=True)],
-        dtype=object,
-    )
+    texts, codes = _distinct(table, name)
+    return np.append(texts, None)[codes]
 
 
 def column_of(table, name):
     """Return the `Column` of a name of a table."""
-    if hasattr(table, "cells"):
-        return _from_texts(name, texts_of(table, name))
-    series = table.series(name)
-    kind = series.dtype.kind
-    if kind in "biuf":
-        return _numbers(name, series.astype(float), "")
-    if kind == "M":
-        return _known(name, "date", series, "")
-    values = series.dropna()
-    plain = [isinstance(value, (str, int, float, bool, bytes)) for value in values[:1000]]
-    if plain and not all(plain):
-        return Column(name, "left out", said=f"values of type {type(values.iloc[0]).__name__}")
-    return _from_texts(name, texts_of(table, name))
+    if not hasattr(table, "cells"):
+        series = table.series(name)
+        if series.dtype.kind in "biuf":
+            return _numbers(name, series.astype(float), "")
+        if series.dtype.kind == "M":
+            return _known(name, "date", series, "")
+        plain = [isinstance(v, (str, int, float, bool, bytes)) for v in series.dropna()[:1000]]
+        if not all(plain):
+            kind = type(series.dropna().iloc[0]).__name__
+            return Column(name, "left out", said=f"values of type {kind}")
+    return _from_texts(name, *_distinct(table, name))
 
 
-def as_numbers(texts):
-    """Return texts (n,) as numbers, NaN where they are none, with a decimal point or comma."""
+def as_numbers(texts, counts):
+    """Return distinct texts as numbers, NaN where they are none, with a decimal point or comma."""
     import pandas as pd
 
     texts = pd.Series(texts, dtype=object)
-    numbers = pd.to_numeric(texts, errors="coerce")
-    known = texts.notna()
-    if numbers.notna().sum() < _NEARLY_ALL * known.sum():
-        comma = texts.str.fullmatch(r"[+-]?\d+(,\d+)?", na=False)
-        thousands = texts[comma & texts.str.contains(",", na=False)].str.fullmatch(r".*,\d{3}")
-        if comma.sum() >= _NEARLY_ALL * known.sum() and not thousands.all():
-            numbers = pd.to_numeric(texts.str.replace(",", "."), errors="coerce")
-    return numbers.astype(float)
+    numbers = pd.to_numeric(texts, errors="coerce").astype(float)
+    if counts[numbers.notna()].sum() >= _NEARLY_ALL * counts.sum():
+        return numbers.to_numpy()
+    comma = texts.str.fullmatch(r"[+-]?\d+(,\d+)?", na=False)
+    thousands = texts[comma & texts.str.contains(",", na=False)].str.fullmatch(r".*,\d{3}")
+    if counts[comma].sum() >= _NEARLY_ALL * counts.sum() and not thousands.all():
+        numbers = pd.to_numeric(texts.str.replace(",", "."), errors="coerce").astype(float)
+    return numbers.to_numpy()
 
 
-def _from_texts(name, texts):
+def _distinct(table, name):
+    """Return the distinct texts of a column, and which of them each row has, -1 for none.
+
+    Most columns have few distinct texts, so that looking at these only saves most of the time.
+    """
     import pandas as pd
 
-    known = np.array([text is not None for text in texts])
-    if not known.any():
+    if hasattr(table, "cells"):
+        values = np.array(table.cells[table.names.index(name)], dtype=object)
+    else:
+        values = table.series(name).astype(object).to_numpy()
+    codes, distinct = pd.factorize(values)
+    stripped = [visible(str(value)) for value in distinct]
+    stripped = np.array([None if text in MISSING else text for text in stripped], dtype=object)
+    again, texts = pd.factorize(stripped)
+    return np.asarray(texts, dtype=object), np.append(again, -1)[codes]
+
+
+def _from_texts(name, texts, codes):
+    import pandas as pd
+
+    if not len(texts):
         return Column(name, "left out", said="empty")
-    n = known.sum()
-    numbers = as_numbers(texts)
-    if numbers.notna().sum() >= _NEARLY_ALL * n:
-        odd = texts[known & numbers.isna().to_numpy()]
-        said = f"{counted(len(odd), 'value')} no number ({listed(odd, 3)})" if len(odd) else ""
-        return _numbers(name, numbers, f"{said}, taken as missing" if odd.size else "")
+    counts = np.bincount(codes[codes >= 0], minlength=len(texts))
+    n = counts.sum()
+
+    def enough(known):
+        return counts[known].sum() >= _NEARLY_ALL * n
+
+    def odd(known, kind):
+        if known.all():
+            return ""
+        said = f"{counted(int(counts[~known].sum()), 'value')} no {kind}"
+        return f"{said} ({listed(texts[~known], 3)}), taken as missing"
+
+    numbers = as_numbers(texts, counts)
+    known = ~np.isnan(numbers)
+    if enough(known):
+        values = pd.Series(np.append(numbers, np.nan)[codes])
+        return _numbers(name, values, odd(known, "number"))
     series = pd.Series(texts, dtype=object)
-    if series[known].str.fullmatch(r"\d{1,4}[-./]\d{1,2}[-./]\d{1,4}([ T].*)?").mean() >= 0.9:
+    if enough(series.str.fullmatch(r"\d{1,4}[-./]\d{1,2}[-./]\d{1,4}([ T].*)?").to_numpy(bool)):
         for form in _DATES:
             dates = pd.to_datetime(series, format=form, errors="coerce", utc=True)
-            if dates.notna().sum() >= _NEARLY_ALL * n:
-                odd = texts[known & dates.isna().to_numpy()]
-                said = f"{counted(len(odd), 'value')} no date ({listed(odd, 3)}), taken as missing"
-                return _known(name, "date", dates.dt.tz_localize(None), said if odd.size else "")
-    n_distinct = series.nunique()
-    if n_distinct > max(_FEW, _OWN * n):
-        said = f"{counted(n_distinct, 'text')} in {counted(n, 'row')}: names, ids or prose"
+            known = dates.notna().to_numpy()
+            if enough(known):
+                dates = dates.dt.tz_localize(None)
+                values = dates.reindex(np.where(codes < 0, len(dates), codes))
+                return _known(name, "date", values.reset_index(drop=True), odd(known, "date"))
+    if len(texts) > max(_FEW, _OWN * n):
+        said = f"{counted(len(texts), 'text')} in {counted(int(n), 'row')}: names, ids or prose"
         return Column(name, "left out", said=said)
-    return _known(name, "category", series.astype("category"), "")
+    order = np.argsort(texts.astype(str), kind="stable")
+    place = np.append(np.argsort(order), -1)
+    values = pd.Categorical.from_codes(place[codes], categories=texts[order].astype(str))
+    return _known(name, "category", pd.Series(values), "")
 
 
 def _numbers(name, numbers, said):

@@ -9,7 +9,7 @@ import io
 from collections import Counter
 from pathlib import Path
 
-from ._cells import harmless, is_formula
+from ._cells import harmless, is_formula, visible
 from ._errors import InputError, counted, listed, one_line
 
 SEPARATORS = (",", ";", "\t", "|")
@@ -45,7 +45,7 @@ class CsvTable:
         self._separator = separator or _separator_of(self._lines, self.path)
         header, records, self._spans = self._parsed()
         self._header = header
-        self.names = [name.strip() or f"column {k}" for k, name in enumerate(header, start=1)]
+        self.names = [visible(name) or f"column {k}" for k, name in enumerate(header, start=1)]
         _check_names(self.names, self.path)
         self.line_of = [start + 1 for start, _ in self._spans[1:]]
         self.n_rows = len(records)
@@ -55,7 +55,7 @@ class CsvTable:
         """Return header, records and the lines (from, to) of both."""
         reader = csv.reader(self._lines, delimiter=self._separator)
         header, records, spans, start = None, [], [], 0
-        csv.field_size_limit(_LONGEST_CELL)
+        limit = csv.field_size_limit(_LONGEST_CELL)
         try:
             for record in reader:
                 span, start = (start, reader.line_num), reader.line_num
@@ -77,6 +77,8 @@ class CsvTable:
                 f"line {reader.line_num} of {self.path} is no CSV ({error}). Look for a quotation "
                 "mark without its pair."
             ) from None
+        finally:
+            csv.field_size_limit(limit)
         if not records:
             raise InputError(f"{self.path} has a header and no rows. Pass a table with rows.")
         return header, records, spans

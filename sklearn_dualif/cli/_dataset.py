@@ -29,7 +29,7 @@ class Dataset:
         number from 0, or the column of ``--index``.
     y : Series
         Targets.
-    all_X : DataFrame
+    everything : DataFrame
         Features of all rows.
     groups, sensitive : Series or None
         Of the rows with a target; texts, categories or numbers.
@@ -41,7 +41,7 @@ class Dataset:
     target: Target
     X: object
     y: object
-    all_X: object
+    everything: object
     groups: object = None
     sensitive: object = None
     treatment: dict = field(default_factory=dict)
@@ -68,6 +68,12 @@ def read_table(path, encoding=None, separator=None):
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{path} is a folder. Name a CSV or Parquet file.")
+    if not path.exists():
+        near = [p.name for p in path.parent.glob("*") if p.suffix.lower() in (".csv", *_PARQUET)]
+        near = difflib.get_close_matches(path.name, near, n=3)
+        raise InputError(
+            f"there is no file {path}.{f' Did you mean {listed(near)}?' if near else ''}"
+        )
     if path.suffix.lower() in _PARQUET:
         return ParquetTable(path)
     return CsvTable(path, encoding, separator)
@@ -95,7 +101,7 @@ def read_dataset(options):
     for option, role in (("index", "index"), ("groups", "groups"), ("sensitive", "sensitive")):
         column = getattr(options, option)
         if column is not None and column not in options.keep:
-            treatment[column] = ("role", f"{role}, no feature")
+            treatment[column] = ("role", role)
     treatment |= {column: ("role", "dropped") for column in options.drop}
     features = {}
     for column in table.names:
@@ -109,14 +115,16 @@ def read_dataset(options):
         raise InputError(f"{table.path} has no column left to learn from but the target {name!r}.")
     treatment = {column: treatment[column] for column in table.names}
     index = _index_of(table, options.index)
-    all_X = pd.DataFrame({column: values.array for column, values in features.items()}, index=index)
+    everything = pd.DataFrame(
+        {column: values.array for column, values in features.items()}, index=index
+    )
     y = pd.Series(target.values, index=index[target.known], name=name)
     return Dataset(
         table,
         target,
-        all_X[target.known],
+        everything[target.known],
         y,
-        all_X,
+        everything,
         groups=_group_of(table, options.groups, target.known, index),
         sensitive=_group_of(table, options.sensitive, target.known, index),
         treatment=treatment,

@@ -67,7 +67,7 @@ def explain(dataset, options, progress):
     with progress.step("fitting it"):
         influence = fitted(chosen, dataset.y)
     with progress.step("asking for effects"):
-        query = chosen.all_X.iloc[[place]]
+        query = chosen.everything.iloc[[place]]
         own = int(known[:place].sum()) if known[place] else None
         y = None if own is None else dataset.y.iloc[[own]]
         about = "prediction" if own is None else "loss"
@@ -76,7 +76,7 @@ def explain(dataset, options, progress):
 
 
 def _explained(influence, chosen, dataset, options, place, own, effects, about):
-    prediction = influence.predict(query := chosen.all_X.iloc[[place]])[0]
+    prediction = influence.predict(query := chosen.everything.iloc[[place]])[0]
     probability = unseen = unseen_probability = own_effect = target = None
     if is_classifier(influence) and hasattr(influence, "predict_proba"):
         probability = float(influence.predict_proba(query)[0].max())
@@ -93,7 +93,7 @@ def _explained(influence, chosen, dataset, options, place, own, effects, about):
     helpful = [row for row in order[::-1][: options.k] if effects[row] > 0]
     return Explanation(
         row=options.row,
-        values=_shown(chosen.all_X.iloc[[place]]).iloc[0].to_dict(),
+        values=_shown(chosen.everything.iloc[[place]]).iloc[0].to_dict(),
         target=target,
         prediction=prediction,
         probability=probability,
@@ -113,8 +113,8 @@ def _position(dataset, options):
     if options.index is None:
         if not options.row.isdecimal() or int(options.row) >= n:
             raise InputError(
-                f"--row {options.row!r} is no row of {dataset.table.path}: they are numbered from 0 "
-                f"to {n - 1}. Name rows by a column with --index."
+                f"--row {options.row!r} is no row of {dataset.table.path}: they are numbered from "
+                f"0 to {n - 1}. Name rows by a column with --index."
             )
         return int(options.row)
     names = np.array([text or "" for text in texts_of(dataset.table, options.index)])
@@ -189,7 +189,12 @@ def explanation_json(found):
         frame = said[side]
         names = [frame.index.name or "row", "effect", "target", *frame.columns[2:]]
         said[side] = [
-            {"row": row[0], "effect": row[1], "target": row[2], "values": dict(zip(names[3:], row[3:]))}
+            {
+                "row": row[0],
+                "effect": row[1],
+                "target": row[2],
+                "values": dict(zip(names[3:], row[3:], strict=True)),
+            }
             for row in frame.itertuples(name=None)
         ]
     return said

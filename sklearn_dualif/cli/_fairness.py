@@ -11,6 +11,7 @@ import numpy as np
 
 from ..objectives import DemographicParity, EqualizedOdds, EqualOpportunity
 from ._errors import InputError, counted, listed
+from ._fitted import evenly
 
 _GAPS = {
     "demographic_parity": DemographicParity,
@@ -19,6 +20,7 @@ _GAPS = {
 }
 _COLUMNS = ("demographic_parity", "equal_opportunity")
 _LEAST = 5
+_MOST_ROWS = 4000
 _MOST_GROUPS = 20
 _WIDENING = 0.01
 
@@ -87,7 +89,8 @@ def fairness_of(influence, chosen, y, sensitive, favorable):
     """Return the `Fairness` of a model fitted on the training rows."""
     import pandas as pd
 
-    rows, left_out = _comparable(chosen.held_out, y, sensitive, favorable)
+    held_out = evenly(chosen.held_out, _MOST_ROWS)
+    rows, left_out = _comparable(held_out, y, sensitive, favorable)
     X_val, y_val, groups = chosen.X.iloc[rows], y.iloc[rows], sensitive.iloc[rows].to_numpy()
     proba = influence.predict_proba(X_val)
     probabilities = proba[:, list(influence.classes_).index(favorable)]

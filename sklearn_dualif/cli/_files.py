@@ -17,14 +17,20 @@ def file_names(options, extension):
 
 
 def write_files(audit, folder, names, n_rows, seed):
-    """Write everything but the report; return the number of cells made harmless.
+    """Write everything; return the number of cells made harmless.
 
     Parameters
     ----------
     audit : Audit
+        What was found.
     folder : Path
+        Where they go.
     names : dict
         From `file_names`.
+    n_rows : int
+        Rows in the report.
+    seed : int
+        For the report.
     """
     _write_frame(audit.issues, folder / names["issues"])
     if "groups" in names:

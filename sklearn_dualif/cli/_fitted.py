@@ -24,7 +24,7 @@ class Chosen:
     name : str
     X : DataFrame
         Features of the rows with a target.
-    all_X : DataFrame
+    everything : DataFrame
         Of all rows.
     train, held_out : arrays of int
         Positions among the rows with a target.
@@ -33,7 +33,7 @@ class Chosen:
     influence: object
     name: str
     X: object
-    all_X: object
+    everything: object
     train: np.ndarray
     held_out: np.ndarray
 
@@ -50,13 +50,13 @@ def choose(dataset, model, random_state):
     """Return what is `Chosen` for a `Dataset`."""
     train, held_out = split(dataset.y, dataset.target.task, random_state)
     X, y, task = dataset.X, dataset.y, dataset.target.task
-    all_X = dataset.all_X
+    everything = dataset.everything
     if isinstance(model, tuple):
         influence, columns, name = influence_around(model[0], X, model[1], task)
-        X, all_X = plain(X[columns]), plain(all_X[columns])
+        X, everything = plain(X[columns]), plain(everything[columns])
     else:
         influence, name = influence_for(model, X.iloc[train], y.iloc[train], task, random_state)
-    return Chosen(influence, name, X, all_X, train, held_out)
+    return Chosen(influence, name, X, everything, train, held_out)
 
 
 def split(y, task, random_state):
@@ -76,6 +76,11 @@ def split(y, task, random_state):
             "model. Pass more rows, or --task regression."
         )
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def evenly(rows, most):
+    """Return at most about ``most`` of some rows, evenly spread."""
+    return rows[:: max(1, len(rows) // most)]
 
 
 def fitted(chosen, y, rows=slice(None)):

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from ._arguments import build_parser
@@ -32,7 +33,10 @@ def main(argv=None):
     except SystemExit as stop:  # argparse has said why
         return stop.code or DONE
     try:
-        (_audit if options.command == "audit" else _explain)(options)
+        from ._threads import limited
+
+        with limited(options.threads):
+            (_audit if options.command == "audit" else _explain)(options)
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("sklearn-dualif: interrupted", file=sys.stderr)
@@ -48,18 +52,29 @@ def main(argv=None):
 
 def _failed(error, with_traceback):
     """Say what went wrong in one line; return the exit code."""
-    from ..exceptions import MemoryLimitError, UnsupportedModelError, UnsupportedOptionError
+    from ..exceptions import (
+        MemoryLimitError,
+        ReportError,
+        UnsupportedModelError,
+        UnsupportedOptionError,
+    )
 
     if with_traceback:
         import traceback
 
         traceback.print_exception(error)
-    known = (InputError, MemoryLimitError, UnsupportedModelError, UnsupportedOptionError)
+    known = (
+        InputError,
+        MemoryLimitError,
+        ReportError,
+        UnsupportedModelError,
+        UnsupportedOptionError,
+    )
     if isinstance(error, known):
         says, code = str(error), BAD_INPUT
     elif isinstance(error, OSError) and error.strerror:
         place = f": {error.filename}" if error.filename else ""
-        says, code = f"{error.strerror}{place}", BAD_INPUT
+        says, code = f"{error.strerror}{place}. Nothing was written.", BAD_INPUT
     elif isinstance(error, MemoryError):
         says, code = "not enough memory. Pass fewer rows or columns (--drop).", BAD_INPUT
     elif isinstance(error, ModuleNotFoundError):
@@ -85,16 +100,16 @@ def _audit(options):
     extension = ".parquet" if data.suffix.lower() in (".parquet", ".pq") else ".csv"
     names = file_names(options, extension)
     target = Path(options.out if options.out is not None else f"{data.stem}-audit")
-    progress = Progress(STEPS, options.quiet)
+    progress = Progress(STEPS + (options.sensitive is not None), options.quiet)
     folder = OutputFolder(target, list(names.values()), options.overwrite)
     with progress.step(f"reading {data.name}"):
         dataset = read_dataset(options)
     with folder:
         found = audit(dataset, options, progress)
-        with progress.step("writing the report"):
-            n_changed = write_files(
-                found, folder.staged, names, options.rows, options.random_state
-            )
+        with progress.step("writing the report"), warnings.catch_warnings():
+            # Letters that a font lacks are boxes in pictures, which is no news for the terminal.
+            warnings.simplefilter("ignore")
+            n_changed = write_files(found, folder.staged, names, options.rows, options.random_state)
         folder.publish()
     paths = {kind: target / name for kind, name in names.items()}
     if options.json:

@@ -26,7 +26,9 @@ def influence_for(model, X, y, task, random_state):
     X, y : DataFrame, Series
         Training rows, by which the penalty is chosen.
     task : {"classification", "regression"}
+        What the target is.
     random_state : int
+        Of networks, and of the rows by which a penalty is chosen.
     """
     classes = task == "classification"
     model = model or ("logistic" if classes else "ridge")
@@ -83,7 +85,7 @@ def _ridge(preparation, X, y):
 
 
 def _some(y, classes, random_state):
-    """Return positions of about `_ROWS_TO_CHOOSE` rows, in their order, of each class two or more."""
+    """Return positions of about `_ROWS_TO_CHOOSE` rows in their order, two or more a class."""
     n = len(y)
     if n <= _ROWS_TO_CHOOSE:
         return np.arange(n)

@@ -15,7 +15,9 @@ def load_model(kind, path, trusted):
     Parameters
     ----------
     kind : {"pickle", "skops"}
+        Its format.
     path : str
+        Where it is.
     trusted : bool
         Whether the user vouches for the file: loading it can run code in it.
     """
@@ -38,7 +40,8 @@ def load_model(kind, path, trusted):
             f"{path} cannot be loaded as a {kind} file ({says}). Write it again with the versions "
             "of the libraries that are installed here."
         ) from None
-    if not (is_classifier(model) or is_regressor(model)):
+    an_estimator = hasattr(model, "__sklearn_tags__") and not isinstance(model, type)
+    if not an_estimator or not (is_classifier(model) or is_regressor(model)):
         raise InputError(
             f"{path} holds a {type(model).__name__}, which is no classifier or regressor of "
             "scikit-learn. Save the estimator itself, or a Pipeline that ends in one."

@@ -1,9 +1,9 @@
 """How features become numbers: the steps of a pipeline before the model.
 
-Numbers: the median for missing ones, with a column that says so, then mean 0 and deviation 1. Dates:
-the same for their days. Categories: a column for each frequent one, one for all rare ones, and
-missing is a category. Codes stand for categories, since counting texts would take most of the time
-of every refit.
+Numbers: the median for missing ones, with a column that says so, then mean 0 and deviation 1.
+Dates: the same for their days. Categories: a column for each frequent one, one for all rare ones,
+and missing is a category. Codes stand for categories, since counting texts would take most of the
+time of every refit.
 """
 
 from sklearn.compose import ColumnTransformer

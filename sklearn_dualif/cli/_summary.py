@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from ._errors import counted, one_line
-from ._terminal import pairs, say
+from ._terminal import pairs
 
 _WORST = 3
 
@@ -16,9 +16,11 @@ def summary_lines(audit, paths, seconds, n_changed):
     Parameters
     ----------
     audit : Audit
+        What was found.
     paths : dict of str to Path
         Files that were written.
     seconds : float
+        Time that it took.
     n_changed : int
         Cells of the clean table that were made harmless.
     """

@@ -47,7 +47,8 @@ def target_of(table, name, task=None):
     if not known.any():
         raise InputError(f"the target {name!r} is empty in all {counted(len(texts), 'row')}.")
     texts = texts[known]
-    numbers = as_numbers(texts).to_numpy()
+    distinct, codes, counts = np.unique(texts.astype(str), return_inverse=True, return_counts=True)
+    numbers = as_numbers(distinct, counts)[codes]
     are_numbers = np.isfinite(numbers)
     whole = are_numbers.all() and (numbers == np.round(numbers)).all()
     n_distinct = len(np.unique(numbers if are_numbers.all() else texts))
@@ -84,7 +85,7 @@ def _decided(name, texts, are_numbers, whole, n_distinct):
         odd = texts[~are_numbers]
         raise InputError(
             f"the target {name!r} has numbers but for {counted(len(odd), 'value')}, "
-            f"{listed(dict.fromkeys(odd), 3)}. Correct or empty them, or pass --task classification."
+            f"{listed(dict.fromkeys(odd), 3)}. Correct them, or pass --task classification."
         )
     return "classification", f"{n_distinct:,} distinct texts"
 

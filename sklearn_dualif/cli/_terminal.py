@@ -43,4 +43,3 @@ def short(value, longest=24):
     if isinstance(value, float):
         return f"{value:.3g}"
     return one_line(value, longest)
-
