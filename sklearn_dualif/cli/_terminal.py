@@ -1,5 +1,6 @@
 """Text for the terminal: short, and with nothing in it that a terminal would obey."""
 
+import math
 import sys
 
 from ._errors import one_line
@@ -41,5 +42,7 @@ def grid(rows, header, longest=24, indent="  "):
 def short(value, longest=24):
     """Return a value in a few characters."""
     if isinstance(value, float):
-        return f"{value:.3g}"
+        if math.isnan(value):
+            return "missing"
+        return f"{value:,.0f}" if 1e3 <= abs(value) < 1e7 else f"{value:.3g}"
     return one_line(value, longest)
