@@ -60,7 +60,7 @@ def worst_rows(audit):
     name = judged.index.name or "row"
     return [
         f"{name} {one_line(judged.index[position], 30)}, {_given(judged, position)}: "
-        f"{judged['reason'].iloc[position]}"
+        f"{judged['reason'].iloc[position].partition('; removing it ')[0]}"
         for position in positions
     ]
 

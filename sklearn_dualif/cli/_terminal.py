@@ -1,7 +1,6 @@
 """Text for the terminal: short, and with nothing in it that a terminal would obey."""
 
 import math
-import sys
 
 from ._errors import one_line
 
@@ -10,11 +9,6 @@ def say(lines):
     """Print lines, with a question mark for each control character."""
     for line in lines:
         print("".join(c if c.isprintable() else "?" for c in line))
-
-
-def say_error(message):
-    """Print one line on stderr."""
-    print(f"sklearn-dualif: error: {one_line(message)}", file=sys.stderr)
 
 
 def pairs(facts, indent=""):
