@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -343,3 +345,13 @@ def test_a_reader_that_has_had_enough(table, monkeypatch, capfd):
 
     monkeypatch.setattr(sys, "stdout", Closed())
     assert _main.main(["audit", str(table), "--target", "diagnosis"]) == 0
+
+
+def test_the_demo_finds_swapped_diagnoses(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    without_report(monkeypatch)
+    demo = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "demo_table.py"))
+    demo["write"]("demo/tumours.csv")
+    audit(capsys, "demo/tumours.csv", "--index", "patient", "--out", "demo/audit")
+    demo["count"]("demo/audit/issues.csv")
+    assert "Of the 24 suspects 22 are among the 28 diagnoses" in capsys.readouterr().out
