@@ -150,7 +150,7 @@ def leave_one_out_effects(
     generator = check_random_state(random_state)
     rows = _checked_rows(influence_estimator, rows, generator)
     question = Question.of(influence_estimator, X, y, objective, order)
-    predicted = question.single()[:, rows].T
+    predicted = question.single(rows).T
     before = question.outputs()
     options = {"n_jobs": n_jobs, "verbose": verbose}
     if question.at_the_optimum:

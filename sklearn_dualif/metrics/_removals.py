@@ -157,11 +157,15 @@ class Question:
         )
         return finite(effects.T.numpy(), "predicted")
 
-    def single(self):
-        """Return predicted effects (n_queries, n_train) of removing each row alone."""
+    def single(self, rows=None):
+        """Return predicted effects (n_queries, n_rows) of removing rows alone; None: all rows."""
+        if rows is not None and self.at_the_optimum:
+            # Never the whole matrix, which may be larger than all else.
+            return self.predicted(rows[:, None]).T
         engine = self.influence._engine
         effects = engine.influence(self.features, self.targets, self.objective, self.order)
-        return finite(effects.numpy(), "predicted")
+        effects = finite(effects.numpy(), "predicted")
+        return effects if rows is None else effects[:, rows]
 
     def outputs(self):
         """Return the outputs (n_queries, n_latent) of the model as it was fitted."""

@@ -216,7 +216,7 @@ def validate(
             "there is nothing to compare. Pass other queries."
         )
     split = len(groups)
-    alone = question.single()[:, rows].T
+    alone = question.single(rows).T
     seen = _seen((predicted, refitted[:split]), (alone, refitted[split:]), generator)
     known |= seen | {
         "n_refits": 1 + len(removed),
