@@ -79,12 +79,16 @@ class WrappedModelMixin:
         )
 
     def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        inner = get_tags(self.estimator)
-        tags.estimator_type = inner.estimator_type
-        tags.classifier_tags = inner.classifier_tags
-        tags.regressor_tags = inner.regressor_tags
-        tags.target_tags = inner.target_tags
-        tags.input_tags = inner.input_tags
-        tags.non_deterministic = inner.non_deterministic
-        return tags
+        return tags_like(super().__sklearn_tags__(), self.estimator)
+
+
+def tags_like(tags, estimator):
+    """Return tags with those that a wrapper has from the estimator that it wraps."""
+    inner = get_tags(estimator)
+    tags.estimator_type = inner.estimator_type
+    tags.classifier_tags = inner.classifier_tags
+    tags.regressor_tags = inner.regressor_tags
+    tags.target_tags = inner.target_tags
+    tags.input_tags = inner.input_tags
+    tags.non_deterministic = inner.non_deterministic
+    return tags
