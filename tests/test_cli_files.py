@@ -303,8 +303,14 @@ def test_an_audit_as_a_process(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="signals are sent otherwise there")
 def test_an_interrupted_process_leaves_nothing(tmp_path):
     written(tumours(), tmp_path / "tumours.csv")
+    # What a shell starts in the background is deaf to SIGINT, and so would be this process.
+    code = (
+        "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from sklearn_dualif.cli import main\n"
+        "sys.exit(main(['audit', 'tumours.csv', '--target', 'diagnosis']))"
+    )
     process = subprocess.Popen(
-        command("audit", "tumours.csv", "--target", "diagnosis"),
+        [sys.executable, "-c", code],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
