@@ -181,7 +181,7 @@ def net(**params):
 def images():
     X, y = load_digits(return_X_y=True)
     X = (X / 16.0).reshape(-1, 1, 8, 8)
-    return train_test_split(X, y, train_size=200, test_size=200, random_state=0, stratify=y)
+    return train_test_split(X, y, train_size=400, test_size=200, random_state=0, stratify=y)
 
 
 @pytest.mark.slow
