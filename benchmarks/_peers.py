@@ -130,6 +130,17 @@ def loss_gradients(module, rows):
     return torch.cat([part.flatten(1) for part in parts.values()], 1)
 
 
+def output_gradients(module, rows):
+    """Return the gradients (n C, d) of each row's C outputs, those of a row behind one another."""
+    parameters = {name: value.detach() for name, value in module.named_parameters()}
+
+    def outputs(parameters, x):
+        return functional_call(module, parameters, x[None])[0]
+
+    parts = vmap(jacrev(outputs), (None, 0))(parameters, rows[0])
+    return torch.cat([part.flatten(0, 1).flatten(1) for part in parts.values()], 1)
+
+
 # dattri -------------------------------------------------------------------------------------------
 
 

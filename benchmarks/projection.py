@@ -55,19 +55,27 @@ SKETCHES = {
 }
 
 
+def output_heads(module, X, y):
+    """Return the `Heads` of each row's outputs in float32."""
+    return _tangent_features(module, X).heads()
+
+
 def loss_heads(module, X, y):
     """Return the `Heads` of each row's loss, one a row, in float32."""
-    penalties = dict.fromkeys(dict(module.named_parameters()), 1.0)
-    network = Network(module, penalties, X, dtype=torch.float32)
-    features = TangentFeatures(network, X)
+    features = _tangent_features(module, X)
     slope = torch.softmax(features.outputs, 1)
     slope[torch.arange(len(y)), y] -= 1.0
     return features.heads(slope[:, :, None].float())
 
 
+def _tangent_features(module, X):
+    penalties = dict.fromkeys(dict(module.named_parameters()), 1.0)
+    return TangentFeatures(Network(module, penalties, X, dtype=torch.float32), X)
+
+
 def projected(heads, projection):
-    """Return the projections (n, m) of heads that are one a row."""
-    return heads.sketched(projection)[:, 0] * projection.scale
+    """Return the projections (n h, m) of heads, those of a row behind one another."""
+    return heads.sketched(projection).flatten(0, 1) * projection.scale
 
 
 def measured(work):
@@ -202,34 +210,57 @@ def rows_at_once(d, n):
     return max(1, min(n, GRADIENT_BYTES // (4 * d)))
 
 
-def our_projections(module, X, y, sketch, alone):
-    """Project each row's gradient; alone: time only what follows the derivatives."""
+class Derivatives(NamedTuple):
+    """What is projected.
+
+    Attributes
+    ----------
+    title : str
+    ours, theirs : callable
+        Give `Heads`, and dense gradients, of a module's rows.
+    per_row : int
+        Gradients a row.
+    """
+
+    title: str
+    ours: object
+    theirs: object
+    per_row: int = 1
+
+
+LOSSES = Derivatives("loss gradients", loss_heads, _peers.loss_gradients)
+OUTPUTS = Derivatives("Jacobian rows (ten outputs)", output_heads, _peers.output_gradients, 10)
+
+
+def our_projections(derivatives, module, X, y, sketch, alone):
+    """Project each row's gradients; alone: time only what follows the derivatives."""
     if alone:
-        heads = loss_heads(module, X, y)
+        heads = derivatives.ours(module, X, y)
         projection = sketch.projection(heads.network.n_penalized)
         result, seconds, grown = measured(partial(projected, heads, projection))
         return {"projected": result, "seconds": seconds, "bytes": grown}
-    heads = loss_heads(module, X, y)
+    heads = derivatives.ours(module, X, y)
     return {"projected": projected(heads, sketch.projection(heads.network.n_penalized))}
 
 
-def their_projections(module, X, y, projection_of, m, alone=False, at_once=None):
-    """Project each row's gradient, in the largest batches unless told otherwise.
+def their_projections(derivatives, module, X, y, projection_of, m, alone=False, at_once=None):
+    """Project each row's gradients, in the largest batches unless told otherwise.
 
     Alone: time only what follows gradients.
     """
     d = sum(value.numel() for value in module.parameters())
     if alone:
-        gradients = _peers.loss_gradients(module, (X, y))
+        gradients = derivatives.theirs(module, (X, y))
         result, seconds, grown = measured(lambda: projection_of(d, m)(gradients))
         return {"projected": result, "seconds": seconds, "bytes": grown}
     project, parts = projection_of(d, m), []
-    for rows in torch.arange(len(y)).split(at_once or rows_at_once(d, len(y))):
-        parts.append(project(_peers.loss_gradients(module, (X[rows], y[rows]))))
+    at_once = at_once or rows_at_once(d, len(y) * derivatives.per_row)
+    for rows in torch.arange(len(y)).split(max(1, at_once // derivatives.per_row)):
+        parts.append(project(derivatives.theirs(module, (X[rows], y[rows]))))
     return {"projected": torch.cat(parts)}
 
 
-def speed_job(recipe_of, title, alone, small):
+def speed_job(recipe_of, title, derivatives, alone, small):
     recipe = recipe_of(small)
     module = recipe.module()
     d = sum(value.numel() for value in module.parameters())
@@ -237,9 +268,13 @@ def speed_job(recipe_of, title, alone, small):
     if alone:
         n = rows_at_once(d, n)
     m = 16 if small else COMPONENTS
-    X, y = (part[:n] for part in as_tensors(recipe.train))
+    n_rows = max(1, n // derivatives.per_row)
+    n = n_rows * derivatives.per_row
+    X, y = (part[:n_rows] for part in as_tensors(recipe.train))
     contenders = {
-        f"ours, {name}": partial(our_projections, module, X, y, sketch(m, random_state=0), alone)
+        f"ours, {name}": partial(
+            our_projections, derivatives, module, X, y, sketch(m, random_state=0), alone
+        )
         for name, sketch in SKETCHES.items()
     }
     skipped = {}
@@ -247,21 +282,19 @@ def speed_job(recipe_of, title, alone, small):
         if find_spec(package) is None:
             skipped[name] = f"skipped, {package} is not installed"
             continue
-        contenders[name] = partial(their_projections, module, X, y, projection_of, m, alone)
+        theirs = partial(their_projections, derivatives, module, X, y, projection_of, m)
+        contenders[name] = partial(theirs, alone)
         if name == CUSTOMARY and not alone:
-            name = f"{name}, {BATCH} rows at a time"
-            contenders[name] = partial(
-                their_projections, module, X, y, projection_of, m, at_once=BATCH
-            )
+            contenders[f"{name}, {BATCH} rows at a time"] = partial(theirs, at_once=BATCH)
 
     def check(results):
-        n_pairs = min(100, n)
-        gradients = _peers.loss_gradients(module, (X[:n_pairs], y[:n_pairs])).double()
+        few = slice(0, min(100, n_rows))
+        gradients = derivatives.theirs(module, (X[few], y[few])).double()
         products = (gradients @ gradients.T).numpy()
         sizes = np.sqrt(np.diag(products))
         agreements = {}
         for name, result in results.items():
-            values = result["projected"][:n_pairs].astype(float)
+            values = result["projected"][: len(gradients)].astype(float)
             error = (values @ values.T - products) / np.outer(sizes, sizes)
             agreements[name] = {"rms error of cosines": float(np.sqrt((error**2).mean()))}
         return agreements, {"m^-½, for comparison": m**-0.5}
@@ -300,7 +333,7 @@ def speed_job(recipe_of, title, alone, small):
 
     work = "the projection alone" if alone else "derivatives and projection"
     return Job(
-        f"Loss gradients of {n:,} rows to m = {m:,}, {title}, {d:,} parameters, float32: {work}",
+        f"{n:,} {derivatives.title} to m = {m:,}, {title}, {d:,} parameters, float32: {work}",
         contenders,
         baseline=CUSTOMARY,
         check=check,
@@ -404,7 +437,6 @@ def draw(record, file):
 
 # Error --------------------------------------------------------------------------------------------
 
-DIMENSION = 50
 MULTIPLES = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 SHOWN = MULTIPLES.index(2.0)
 TRIALS = 200
@@ -526,10 +558,11 @@ def trials_of(recipe, sketch, debias, dimension, n_trials):
     return {"trials": np.array(found), "factor": ridge / (DECAY * recipe.n_train)}
 
 
-def error_job(recipe_of, title, small):
+def error_job(recipe_of, title, dimension, small):
     recipe = recipe_of(small)
-    recipe.module()  # trained before the contenders' time is taken
-    dimension, n_trials = (4, 2) if small else (DIMENSION, TRIALS)
+    module = recipe.module()  # trained before the contenders' time is taken
+    d = sum(value.numel() for value in module.parameters())
+    dimension, n_trials = (4, 2) if small else (dimension, TRIALS)
     contenders = {
         f"{name}, {form}": partial(trials_of, recipe, sketch, debias, dimension, n_trials)
         for name, sketch in SKETCHES.items()
@@ -556,8 +589,9 @@ def error_job(recipe_of, title, small):
         def exponents():
             of = {name: found.agreements[f"{name}, plain"]["exponent"] for name in SKETCHES}
             shown = ", ".join(f"{value:.2f} {name}" for name, value in of.items())
-            # The rows of the Hadamard matrix run out, so that its error falls faster.
-            del of["Hadamard"]
+            if MULTIPLES[-1] * dimension > d / 2:
+                # The rows of the Hadamard matrix run out, so that its error falls faster.
+                del of["Hadamard"]
             return shown, all(abs(value + 0.5) <= 0.1 for value in of.values())
 
         def coverage(form, what):
@@ -567,7 +601,9 @@ def error_job(recipe_of, title, small):
 
         return [
             target(
-                "plain: exponent of the 95th percentile in m", "-.5 ± .1, Hadamard aside", exponents
+                "plain: exponent of the 95th percentile in m",
+                "-.5 ± .1 (Hadamard: where m stays below d / 2)",
+                exponents,
             ),
             *(
                 target(
@@ -600,18 +636,22 @@ PARTS = {
         partial(lds_job, _recipes.lds_mlp, "MLP 784-128-64-10"),
     ],
     "speed": [
-        partial(speed_job, recipe_of, title, alone)
+        partial(speed_job, recipe_of, title, derivatives, alone)
         for recipe_of, title in (
             (_recipes.lds_mlp, "MLP 784-128-64-10"),
             (_recipes.mnist_mlp, "MLP 784-1024-1024-10"),
         )
-        for alone in (False, True)
+        for derivatives, alone in ((LOSSES, False), (LOSSES, True), (OUTPUTS, False))
     ],
     "dimension": [dimension_job],
     "error": [
-        partial(error_job, _recipes.error_softmax, "softmax regression on the digits"),
-        partial(error_job, _recipes.error_mlp, "MLP 64-32-10 on the digits"),
-        partial(error_job, _recipes.error_cnn, "CNN on the digits"),
+        partial(error_job, recipe_of, f"{title} on the digits", dimension)
+        for recipe_of, title, dimension in (
+            (_recipes.error_softmax, "softmax regression", 50),
+            (_recipes.error_softmax, "softmax regression", 20),
+            (_recipes.error_mlp, "MLP 64-32-10", 50),
+            (_recipes.error_cnn, "CNN", 50),
+        )
     ],
 }
 

@@ -139,6 +139,17 @@ class Curvature(ABC):
         """Return the state of removing ``rows`` together, (G, D, 1)."""
 
     @property
+    @abstractmethod
+    def factor_rows(self):
+        """Number of rows of the matrix that is factorised."""
+
+    @property
+    def factor_steps(self):
+        """About how many steps with a factorization take as long as making it."""
+        # Cubes against squares; a step's own overhead is worth some ten million operations.
+        return self.factor_rows**3 / (10 * self.factor_rows**2 + 1e7)
+
+    @property
     def n_rows(self):
         """Number of training rows."""
         return self.features.shape[0]

@@ -100,6 +100,10 @@ class DualCurvature(Curvature):
         return self.expansion.coefficient is not None
 
     @property
+    def factor_rows(self):
+        return self.n_rows * self.rank_per_row
+
+    @property
     def width(self):
         return self.n_rows
 

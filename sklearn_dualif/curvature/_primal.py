@@ -1,9 +1,22 @@
 """The inverse Hessian in parameter space: P x P, whatever the number of rows."""
 
+from functools import cached_property
+
 import torch
 
-from ..linalg import append_rows, symmetric_pseudo_inverse, whiten_hessian, whiten_triangle
+from ..linalg import (
+    CholeskyFactor,
+    append_rows,
+    factor_hessian,
+    symmetric_pseudo_inverse,
+    whiten_triangle,
+)
 from ._base import DEGENERATE, Curvature, definite_solve
+from ._row_quadratics import RowQuadratics
+
+_SAFE_NORM = 1e6
+# From so many outputs on, forms of pairs of outputs cost less than the rows that whitening makes.
+_MANY_OUTPUTS = 3
 
 
 class PrimalCurvature(Curvature):
@@ -12,68 +25,87 @@ class PrimalCurvature(Curvature):
     name = "primal"
 
     def _factorize(self):
-        shift = self.features.column_means()
         # A free intercept absorbs any shift of the features; without one they stay as they are.
         spans = self.free @ self.free.T @ self.layout.selector
-        centered = self.n_free > 0 and torch.allclose(spans, self.layout.selector)
-        shift = shift if centered else torch.zeros_like(shift)
-        curvatures = self.expansion.root @ self.expansion.root.mT
-        maps, spectra = [], []
-        for block in range(len(curvatures)):
-            whitening = self._whiten(block, curvatures[block], shift)
-            matrix = whitening.map
-            if centered:
-                weights = matrix[self.n_free :].reshape(self.width, -1, matrix.shape[1])
-                offset = torch.einsum("d,dor->or", shift, weights)
-                matrix[: self.n_free] -= self.free.T @ self.layout.selector @ offset
-            maps.append(matrix)
-            spectra.append(whitening.inverse_spectrum)
-        rank = max(matrix.shape[1] for matrix in maps)
-        self.map = torch.stack([_pad(matrix, rank) for matrix in maps])
-        self.inverse_spectrum = (
-            torch.stack([_pad(s, rank) for s in spectra]) if self.shiftable else None
+        self._centered = (
+            self.n_free > 0
+            and not self.features.is_sparse
+            and torch.allclose(spans, self.layout.selector)
         )
+        means = self.features.column_means()
+        self._center = means if self._centered else torch.zeros_like(means)
+        curvatures = self.expansion.root @ self.expansion.root.mT
+        self._factors = [self._factor(*block) for block in enumerate(curvatures)]
 
-    def _whiten(self, block, curvatures, shift):
+    def _factor(self, block, curvatures):
+        """Return a `CholeskyFactor` or a `Whitening` for centred features."""
         ridge = float(self.ridge[block])
-        whitening = None
         if ridge > 0 or self.n_rows * self.expansion.root.shape[-1] >= self.map_rows:
-            hessian = self._data_hessian(curvatures, shift)
-            whitening = whiten_hessian(hessian, ridge, self.n_free, spectral=self.shiftable)
-        if whitening is None:
-            upper = None
-            for rows in self.features.blocks(self.map_rows * self.expansion.root.shape[-1]):
-                upper = append_rows(upper, self._root_rows(block, rows, shift))
-            whitening = whiten_triangle(upper, ridge, self.n_free, self.n_rows)
-        return whitening
+            factor = factor_hessian(self._data_hessian(curvatures), ridge, self.n_free)
+            if factor is not None:
+                return factor.spectral(self.n_free) if self.shiftable else factor
+        upper = None
+        for rows in self.features.blocks(self.map_rows * self.expansion.root.shape[-1]):
+            upper = append_rows(upper, self._root_rows(block, rows))
+        return whiten_triangle(upper, ridge, self.n_free, self.n_rows)
 
-    def _data_hessian(self, curvatures, shift):
-        """Return ``sum_i J_i^T Lambda_i J_i`` with the features shifted, (P, P)."""
+    @cached_property
+    def map(self):
+        """``T`` of each block, padded to the same number of columns, (Gs, P, r)."""
+        maps = [self._of_features(factor.map) for factor in self._factors]
+        rank = max(matrix.shape[1] for matrix in maps)
+        return torch.stack([_pad(matrix, rank) for matrix in maps])
+
+    @cached_property
+    def inverse_spectrum(self):
+        """The ``1 / mu`` of each block in spectral form, (Gs, r)."""
+        rank = self.map.shape[2]
+        return torch.stack([_pad(factor.inverse_spectrum, rank) for factor in self._factors])
+
+    def _of_features(self, states):
+        """Return states (..., P, m) of centred features as states of the features themselves."""
+        if not self._centered:
+            return states
+        free, weights = states.split((self.n_free, states.shape[-2] - self.n_free), -2)
+        offset = torch.einsum(
+            "d,...dor->...or", self._center, weights.unflatten(-2, (self.width, -1))
+        )
+        return torch.cat([free - self.free.T @ self.layout.selector @ offset, weights], -2)
+
+    def _of_centered(self, gradients):
+        """Return gradients (..., P, m) as those of centred features."""
+        if not self._centered:
+            return gradients
+        free, weights = gradients.split((self.n_free, gradients.shape[-2] - self.n_free), -2)
+        pulled = self.layout.selector.T @ self.free @ free
+        offset = torch.einsum("d,...or->...dor", self._center, pulled).flatten(-3, -2)
+        return torch.cat([free, weights - offset], -2)
+
+    def _data_hessian(self, curvatures):
+        """Return ``sum_i J_i^T Lambda_i J_i`` of centred features, (P, P)."""
         free, selector, f = self.free, self.layout.selector, self.n_free
         d, outputs = self.width, selector.shape[1]
         hessian = torch.empty(self.map_rows, self.map_rows, dtype=torch.float64)
         hessian[:f, :f] = free.T @ curvatures.sum(0) @ free
         penalized = selector.T @ curvatures @ selector
-        main = torch.empty(d, outputs, d, outputs, dtype=torch.float64)
-        pairs = [(a, b) for a in range(outputs) for b in range(a + 1)]
-        first, second = (list(side) for side in zip(*pairs, strict=True))
-        grams = self.features.weighted_grams(penalized[:, first, second], shift)
-        for (a, b), gram in zip(pairs, grams, strict=True):
-            main[:, a, :, b] = gram
-            main[:, b, :, a] = gram
-        hessian[f:, f:] = main.reshape(d * outputs, d * outputs)
+        first, second = torch.tril_indices(outputs, outputs)
+        grams = self.features.weighted_grams(penalized[:, first, second], self._center)
+        pairs = torch.empty(outputs, outputs, dtype=torch.long)
+        pairs[first, second] = pairs[second, first] = torch.arange(len(first))
+        main = hessian[f:, f:].unflatten(0, (d, outputs)).unflatten(2, (d, outputs))
+        main.copy_(grams[pairs].permute(2, 0, 3, 1))
         if f:
             mixed = (free.T @ curvatures @ selector).reshape(self.n_rows, -1)
-            cross = self.features.transposed_dot(mixed) - torch.outer(shift, mixed.sum(0))
+            cross = self.features.transposed_dot(mixed) - torch.outer(self._center, mixed.sum(0))
             cross = cross.reshape(d, f, outputs).permute(1, 0, 2).reshape(f, -1)
             hessian[:f, f:] = cross
             hessian[f:, :f] = cross.T
         return hessian
 
-    def _root_rows(self, block, rows, shift):
-        """Return the rows ``S_i^T J_i`` with the features shifted, (b q, P)."""
+    def _root_rows(self, block, rows):
+        """Return the rows ``S_i^T J_i`` of centred features, (b q, P)."""
         root = self.expansion.root[block, rows]
-        features = self.features.take(rows).dense() - shift
+        features = self.features.take(rows).dense() - self._center
         weights = torch.einsum("nd,ka,nkq->nqda", features, self.layout.selector, root)
         stacked = torch.cat([root.mT @ self.free, weights.flatten(2)], -1)
         return stacked.flatten(0, 1)
@@ -81,6 +113,10 @@ class PrimalCurvature(Curvature):
     @property
     def width(self):
         return self.features.shape[1]
+
+    @property
+    def factor_rows(self):
+        return self.map_rows
 
     @property
     def map_rows(self):
@@ -92,6 +128,17 @@ class PrimalCurvature(Curvature):
 
     def row_design(self, rows):
         return self.features.take(rows).dense()
+
+    @cached_property
+    def _pair_forms(self):
+        """The `RowQuadratics` of each block, where they serve better than whitened rows."""
+        tame = all(map(_is_tame, self._factors))
+        if not tame or self.features.is_sparse or self.layout.selector.shape[1] < _MANY_OUTPUTS:
+            return []
+        return [
+            RowQuadratics(factor.inverse(), self._center, self.layout.selector, self.free)
+            for factor in self._factors
+        ]
 
     def row_gradients(self, rows, output_gradients):
         penalized = output_gradients @ self.layout.selector
@@ -109,10 +156,14 @@ class PrimalCurvature(Curvature):
         return torch.cat([free, weights], 1)
 
     def solve(self, gradients, shift=None):
+        if shift is None:
+            solved = self._of_centered(gradients)
+            if len(self._factors) == 1:
+                return self._of_features(self._factors[0].solve(solved))
+            pairs = zip(self._factors, solved, strict=True)
+            return self._of_features(torch.stack([factor.solve(g) for factor, g in pairs]))
         whitened = self.map.mT @ gradients
-        if shift is not None:
-            whitened = whitened / (1.0 - self.inverse_spectrum[..., None] * shift)
-        return self.map @ whitened
+        return self.map @ (whitened / (1.0 - self.inverse_spectrum[..., None] * shift))
 
     def dual_vector(self, gradient):
         return gradient
@@ -131,6 +182,9 @@ class PrimalCurvature(Curvature):
         return values
 
     def row_quadratics(self, rows, shift=None):
+        if shift is None and self._pair_forms:
+            features = self.features.take(rows)
+            return torch.stack([forms(features) for forms in self._pair_forms])
         whitened = self.whitened_rows(rows)
         if shift is None:
             if whitened.shape[2] == 1:
@@ -220,6 +274,11 @@ class PrimalCurvature(Curvature):
         ).reshape(whitened.shape)
         eye = torch.eye(changed.shape[-1], dtype=changed.dtype)
         return -(self.map @ torch.linalg.solve(eye + changed, self.map.mT @ gradient))
+
+
+def _is_tame(factor):
+    """Tell whether quadratic forms with the inverse are as good as those with its root."""
+    return isinstance(factor, CholeskyFactor) and factor.inverse_norm < _SAFE_NORM
 
 
 def _pad(tensor, rank):

@@ -34,6 +34,10 @@ class RowJacobians(Curvature):
         return self.n_free + self.width
 
     @property
+    def factor_rows(self):
+        return self.map_rows
+
+    @property
     def n_rows(self):
         return self.features.shape[0]
 

@@ -65,6 +65,7 @@ class TangentCurvature(RowJacobians, PrimalCurvature):
         return None if whitening is None else whitening.on_processor()
 
     def _take(self, whitening):
+        self._factors, self._centered = [whitening], False
         self.map = whitening.map[None]
         spectrum = whitening.inverse_spectrum
         self.inverse_spectrum = None if spectrum is None else spectrum[None]

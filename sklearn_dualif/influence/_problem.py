@@ -1,5 +1,6 @@
 """The training objective of a fitted model on given rows, and its optimum."""
 
+import math
 import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +17,7 @@ _MAX_STEPS = 100
 _TIGHT = 1e-10
 _LOOSE = 1e-6
 _ROUNDING = 1e-12
-# A factorization is kept while steps shrink to this share.
+# A factorization is kept wherever steps shrink to this share.
 _FAST = 0.1
 
 
@@ -216,7 +217,7 @@ def minimise(problem, state, z):
         moved = float((dz.abs() / (1.0 + z.abs())).max())
         if not moved < torch.inf:
             return Minimum(problem, state, z, curvature, fresh, False)
-        if not fresh and moved > max(_FAST * previous, _ROUNDING):
+        if not fresh and not _is_worth_keeping(curvature, moved, previous):
             curvature, fresh = problem.curvature(z), True
             continue
         at_floor = moved <= _LOOSE and moved > 0.5 * previous
@@ -239,6 +240,16 @@ def minimise(problem, state, z):
         if size < 1.0 and not quadratic:
             curvature, fresh = problem.curvature(z), True
     return Minimum(problem, state, z, curvature, fresh, False)
+
+
+def _is_worth_keeping(curvature, moved, previous):
+    """Tell whether the steps to the optimum cost less than another factorization would."""
+    if moved <= max(_FAST * previous, _ROUNDING):
+        return True
+    if moved > 0.5 * previous:
+        return False
+    left = math.log(_ROUNDING / moved) / math.log(moved / previous)
+    return left < curvature.factor_steps
 
 
 def _step_from_outputs(problem, curvature, design, z):

@@ -11,6 +11,9 @@ from scipy import sparse
 from sklearn.utils import gen_batches
 
 _BLOCK_BYTES = 32 * 2**20
+# Of what is thrown away: it stays in a processor's cache, unless too few rows slow the product.
+_SCRATCH_BYTES = 2 * 2**20
+_SCRATCH_ROWS = 64
 
 
 def as_tensor(array):
@@ -133,15 +136,31 @@ class LinearFeatures:
             scaled = (sparse.diags_array(column) @ self.matrix for column in weights.T.numpy())
             return torch.stack([torch.from_numpy((self.matrix.T @ s).toarray()) for s in scaled])
         result = torch.zeros(d, m * d, dtype=torch.float64)
-        for rows in self.blocks(m * d):
+        for rows in self._scratch_blocks(m * d):
             block = self.matrix[rows] - center
             scaled = weights[rows, :, None] * block[:, None]
             result.addmm_(block.T, scaled.flatten(1))
         return result.view(d, m, d).transpose(0, 1)
 
+    def quadratic_forms(self, matrices, center):
+        """Return ``(x_i - center)^T matrices_j (x_i - center)`` of dense features, (n, j)."""
+        n, d = self.shape
+        m = len(matrices)
+        result = torch.empty(n, m, dtype=torch.float64)
+        columns = matrices.transpose(0, 1).reshape(d, m * d)
+        for rows in self._scratch_blocks(m * d):
+            block = self.matrix[rows] - center
+            result[rows] = ((block @ columns).view(-1, m, d) @ block[:, :, None])[..., 0]
+        return result
+
     def blocks(self, width):
         """Return slices of rows such that (rows, width) doubles stay within a few megabytes."""
         return gen_batches(self.shape[0], max(1, _BLOCK_BYTES // (8 * max(width, 1))))
+
+    def _scratch_blocks(self, width):
+        """Return slices of rows for (rows, width) doubles that are made and thrown away."""
+        rows = _SCRATCH_BYTES // (8 * max(width, 1))
+        return gen_batches(self.shape[0], max(_SCRATCH_ROWS, rows))
 
 
 class KernelFeatures:

@@ -4,24 +4,26 @@ from ._definite import column_gram, inverse_from_cholesky, symmetric_pseudo_inve
 from ._memory import parse_bytes
 from ._pivoted import PivotedFactor, RandomPivots, pivoted_cholesky
 from ._whitening import (
+    CholeskyFactor,
     Whitening,
     append_rows,
-    whiten_hessian,
+    factor_hessian,
     whiten_ridge,
     whiten_triangle,
 )
 
 __all__ = [
+    "CholeskyFactor",
     "PivotedFactor",
     "RandomPivots",
     "Whitening",
     "append_rows",
     "column_gram",
+    "factor_hessian",
     "inverse_from_cholesky",
     "parse_bytes",
     "pivoted_cholesky",
     "symmetric_pseudo_inverse",
-    "whiten_hessian",
     "whiten_ridge",
     "whiten_triangle",
 ]

@@ -8,11 +8,14 @@ them:
 .. math:: (H - \tau\,\mathrm{diag}(0, I))^{-1} = T\,\mathrm{diag}(1 - \tau/\mu)^{-1} T^\top .
 """
 
+import math
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
+from scipy.linalg import lapack
 
-_CONDITION_LIMIT = 1e9
+_NORM_LIMIT = 1e9
 
 
 class Whitening(NamedTuple):
@@ -34,29 +37,68 @@ class Whitening(NamedTuple):
         spectrum = self.inverse_spectrum
         return Whitening(self.map.cpu(), None if spectrum is None else spectrum.cpu())
 
+    def solve(self, columns):
+        """Return ``H^+ columns`` for columns (..., P, m)."""
+        return self.map @ (self.map.mT @ columns)
 
-def whiten_hessian(data_hessian, ridge, n_free, *, spectral):
-    """Whiten from the data part ``N`` (P, P) of the Hessian by Cholesky.
 
-    Returns None where the matrix is singular or so ill-conditioned that forming it has already
-    lost the digits; `whiten_triangle` then serves.
+class CholeskyFactor:
+    """``H = D L L^T D`` with a diagonal ``D`` that gives ``L L^T`` a diagonal of ones.
+
+    Parameters
+    ----------
+    lower : (P, P) tensor
+        ``L``.
+    scale : (P,) tensor
+        The diagonal of ``D``.
+    inverse_norm : float
+        Of ``(L L^T)^{-1}``, an estimate.
     """
-    hessian = data_hessian.clone()
+
+    def __init__(self, lower, scale, inverse_norm):
+        self.lower = lower
+        self.scale = scale[:, None]
+        self.inverse_norm = inverse_norm
+
+    def solve(self, columns):
+        """Return ``H^{-1} columns`` for columns (..., P, m)."""
+        return torch.cholesky_solve(columns / self.scale, self.lower) / self.scale
+
+    def inverse(self):
+        """Return ``H^{-1}`` (P, P)."""
+        return torch.cholesky_inverse(self.lower) / self.scale / self.scale.T
+
+    @cached_property
+    def map(self):
+        """``T`` with ``H^{-1} = T T^T``."""
+        eye = torch.eye(len(self.lower), dtype=self.lower.dtype)
+        return torch.linalg.solve_triangular(self.lower, eye, upper=False).T / self.scale
+
+    def spectral(self, n_free):
+        """Return the `Whitening` in spectral form without a further ridge."""
+        return _spectral(self.lower.T * self.scale.T, 0.0, n_free, len(self.lower))
+
+
+def factor_hessian(data_hessian, ridge, n_free):
+    """Return the `CholeskyFactor` of ``N`` (P, P), which is overwritten, with the ridge added.
+
+    None where the matrix is singular or so ill-conditioned that forming it has already lost the
+    digits; `whiten_triangle` then serves.
+    """
+    hessian = data_hessian
     hessian.diagonal()[n_free:] += ridge
     scale = torch.sqrt(hessian.diagonal())
     if not bool((scale > 0).all()):
         return None
-    lower, info = torch.linalg.cholesky_ex(hessian / scale[:, None] / scale)
+    hessian /= scale[:, None]
+    hessian /= scale
+    norm = float(hessian.abs().sum(0).max())
+    lower, info = torch.linalg.cholesky_ex(hessian)
     if int(info) != 0:
         return None
-    eye = torch.eye(len(scale), dtype=hessian.dtype, device=hessian.device)
-    inverse = torch.linalg.solve_triangular(lower, eye, upper=False)
-    if not float((inverse**2).sum()) < _CONDITION_LIMIT:
-        return None
-    if not spectral:
-        return Whitening(inverse.T / scale[:, None], None)
-    upper = lower.T * scale
-    return _spectral(upper, 0.0, n_free, len(scale))
+    reciprocal, _ = lapack.dpocon(lower.mT.contiguous().mT.numpy(), norm, uplo="L")
+    inverse_norm = 1.0 / (reciprocal * norm) if reciprocal > 0 else math.inf
+    return CholeskyFactor(lower, scale, inverse_norm) if inverse_norm < _NORM_LIMIT else None
 
 
 def whiten_ridge(data_hessian, ridge, n_free, *, spectral):
