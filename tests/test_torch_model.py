@@ -23,7 +23,8 @@ from torch import nn
 
 from sklearn_dualif.exceptions import UnsupportedModelError, UnsupportedOptionError
 from sklearn_dualif.losses import HalfTweedieDeviance, Huber, SoftmaxLogLoss
-from sklearn_dualif.models._torch_model import TorchModel, module_outputs, weight_decays
+from sklearn_dualif.models._modules import module_outputs
+from sklearn_dualif.models._torch_model import TorchModel, weight_decays
 
 N, D = 12, 4
 RNG = np.random.default_rng(0)

@@ -20,10 +20,10 @@ from sklearn.utils import gen_batches
 
 from ..sketching import Layer
 
-_SCRATCH = 2**24
+SCRATCH = 2**24
 
 
-def _overlaps(target, start, size):
+def overlaps(target, start, size):
     """Yield the parts of a slice, and of ``size`` parameters from ``start`` on, that they share."""
     first, last = max(target.start, start), min(target.stop, start + size)
     if first < last:
@@ -110,12 +110,12 @@ class DenseBlock:
 
     def write_columns(self, result, start):
         """Write derivatives by parameters from ``start`` on into ``result`` (n, h, w)."""
-        for own, place in _overlaps(self.target, start, result.shape[2]):
+        for own, place in overlaps(self.target, start, result.shape[2]):
             result[..., place] = self.values[..., own]
 
     def add_projected(self, result, matrix, start):
         """Add ``J P^T`` to ``result`` (n, h, m), P (m, w) of the parameters from ``start`` on."""
-        for own, place in _overlaps(self.target, start, matrix.shape[1]):
+        for own, place in overlaps(self.target, start, matrix.shape[1]):
             result += self.values[..., own] @ matrix[:, place].T
 
     @staticmethod
@@ -213,7 +213,7 @@ class WeightBlock:
         n, h, positions, width = self.sensitivities.shape
         m, k, others, _ = other.sensitivities.shape
         right = other.sensitivities.flatten(0, 2)
-        step = max(1, _SCRATCH // (h * positions * m * k * others))
+        step = max(1, SCRATCH // (h * positions * m * k * others))
         scratch = None
         for start in range(0, n, step):
             rows = slice(start, min(n, start + step))
@@ -240,7 +240,7 @@ class WeightBlock:
     def add_diagonal(self, result):
         """Add each row's kernel with itself to ``result`` (n, h, h)."""
         n, h, positions, width = self.sensitivities.shape
-        step = max(1, _SCRATCH // (h * positions) ** 2)
+        step = max(1, SCRATCH // (h * positions) ** 2)
         for start in range(0, n, step):
             rows = slice(start, min(n, start + step))
             block = self.take(rows)
@@ -307,7 +307,7 @@ class WeightBlock:
         """Add ``J v`` for directions (d, m) to ``result`` (n, h, m)."""
         n, h, positions, width = self.sensitivities.shape
         matrices = self.matrices(direction.to(self.sensitivities), width).flatten(0, 1).T
-        for rows in gen_batches(n, max(1, _SCRATCH // (positions * matrices.shape[1]))):
+        for rows in gen_batches(n, max(1, SCRATCH // (positions * matrices.shape[1]))):
             part = self.take(rows)
             moved = part._dense_inputs().flatten(0, 1) @ matrices
             moved = moved.view(-1, positions, direction.shape[1], width).transpose(1, 2)
@@ -365,13 +365,13 @@ class WeightBlock:
             wide = outs.stop - outs.start
             part = matrix[:, place]
             if positions >= h:
-                for rows in gen_batches(n, max(1, _SCRATCH // (h * part.shape[1]))):
+                for rows in gen_batches(n, max(1, SCRATCH // (h * part.shape[1]))):
                     values = self.take(rows)._part(outs, ins).flatten(0, 1)
                     result[rows].view(-1, m).addmm_(values, part.T)
                 continue
             # Through the inputs first, which all heads share.
             part = part.reshape(m, wide, -1).permute(2, 1, 0).flatten(1)
-            for rows in gen_batches(n, max(1, _SCRATCH // (positions * wide * m))):
+            for rows in gen_batches(n, max(1, SCRATCH // (positions * wide * m))):
                 moved = self._input_part(rows, ins) @ part
                 moved = moved.view(-1, positions * wide, m)
                 sensitivities = self.sensitivities[rows, ..., outs].flatten(2)
@@ -387,7 +387,7 @@ class WeightBlock:
         if self.weight is None:
             return
         wide = self._weight_width
-        for own, place in _overlaps(self.weight, start, size):
+        for own, place in overlaps(self.weight, start, size):
             position = own.start
             while position < own.stop:
                 row, column = divmod(position, wide)
@@ -417,7 +417,7 @@ class WeightBlock:
         """Call ``use(place, derivatives)`` of the bias among ``size`` parameters."""
         if self.bias is None:
             return
-        for own, place in _overlaps(self.bias, start, size):
+        for own, place in overlaps(self.bias, start, size):
             use(
                 place,
                 torch.einsum("nhpo,np->nho", self.sensitivities[..., own], self.inputs[..., -1]),
@@ -430,98 +430,3 @@ class WeightBlock:
             torch.cat([block.inputs for block in blocks]),
             torch.cat([block.sensitivities for block in blocks]),
         )
-
-
-class LookupBlock(WeightBlock):
-    """Derivatives by a table of embeddings; the inputs are indices (n, P).
-
-    Parameters
-    ----------
-    inputs : (n, P) integer tensor
-        Rows of the table; -1 where a position has no derivative (padding).
-    scale : float
-        Of the table in the parameter vector.
-    """
-
-    def __init__(self, inputs, sensitivities, weight, scale):
-        super().__init__(inputs, sensitivities, weight, None)
-        self.scale = scale
-
-    def _like(self, inputs, sensitivities):
-        block = LookupBlock(inputs, sensitivities, self.weight, self.scale)
-        block.contracted = self.contracted
-        return block
-
-    def placed(self, target):
-        """Return the block with the table in another slice."""
-        return LookupBlock(self.inputs, self.sensitivities, target, self.scale)
-
-    @property
-    def input_width(self):
-        """Rows of the table."""
-        return (self.weight.stop - self.weight.start) // self.sensitivities.shape[3]
-
-    def _input_work(self):
-        return 1
-
-    def _input_products(self, other, rows):
-        return self._same(self.inputs[rows].flatten()[:, None], other.inputs.flatten())
-
-    def _own_input_products(self):
-        return self._same(self.inputs[:, :, None], self.inputs[:, None])
-
-    def _same(self, left, right):
-        same = (left == right) & (left >= 0)
-        return same.to(self.sensitivities.dtype).mul_(self.scale**2)
-
-    def _dense_inputs(self):
-        hot = torch.nn.functional.one_hot(self.inputs.clamp(min=0), self.input_width)
-        hot = hot.to(self.sensitivities.dtype).mul_(self.scale)
-        return hot.mul_((self.inputs >= 0)[..., None])
-
-    def _explicit(self):
-        # The table is stored by rows (vocabulary, o), a weight by columns.
-        ((values, target),) = super()._explicit()
-        n, h, _ = values.shape
-        width = self.sensitivities.shape[3]
-        return [(values.view(n, h, width, -1).transpose(2, 3).flatten(2), target)]
-
-    def layer(self):
-        width = self.sensitivities.shape[3]
-        return Layer(width, self.input_width, self.weight, by_inputs=True)
-
-    def _projected_inputs(self, columns):
-        if columns is None:
-            return self._dense_inputs()
-        found = columns.T[self.inputs.clamp(min=0)] * self.scale
-        return found.mul_((self.inputs >= 0)[..., None])
-
-    def _explicit_squares(self):
-        return [(values**2, target) for values, target in self._explicit()]
-
-    def write_columns(self, result, start):
-        for own, place in _overlaps(self.weight, start, result.shape[2]):
-            result[..., place] = self._entries(own)
-
-    def add_projected(self, result, matrix, start):
-        n, h = self.sensitivities.shape[:2]
-        for own, place in _overlaps(self.weight, start, matrix.shape[1]):
-            for rows in gen_batches(n, max(1, _SCRATCH // (h * matrix.shape[1]))):
-                result[rows] += self.take(rows)._entries(own) @ matrix[:, place].T
-
-    def _entries(self, own):
-        """Return the derivatives (n, h, w) by a run of entries of the table."""
-        n, h, positions, width = self.sensitivities.shape
-        first, last = own.start // width, -(-own.stop // width)
-        result = self.sensitivities.new_zeros(n, last - first, h, width)
-        rows, places = torch.nonzero((self.inputs >= first) & (self.inputs < last), as_tuple=True)
-        values = self.sensitivities[rows, :, places] * self.scale
-        result.index_put_((rows, self.inputs[rows, places] - first), values, accumulate=True)
-        flat = result.transpose(1, 2).flatten(2)
-        return flat[..., own.start - first * width : own.stop - first * width]
-
-    def add_parts(self, result, totals):
-        result[self.weight] += totals.mT.flatten(1).T
-
-    def matrices(self, direction, width):
-        return direction[self.weight].T.reshape(direction.shape[1], -1, width).mT

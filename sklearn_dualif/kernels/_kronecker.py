@@ -23,7 +23,8 @@ import torch
 from sklearn.utils import gen_batches
 
 from ..linalg import column_gram
-from ._blocks import DenseBlock, LookupBlock, WeightBlock
+from ._blocks import DenseBlock, WeightBlock
+from ._lookup import LookupBlock
 from ._tangent import Heads
 
 LARGEST_DENSE = 2000

@@ -17,8 +17,9 @@ from sklearn.utils import gen_batches
 from torch.func import functional_call, jacrev, vmap
 
 from ..exceptions import UnsupportedModelError
-from ._blocks import DenseBlock, LookupBlock, WeightBlock
+from ._blocks import DenseBlock, WeightBlock
 from ._layers import HANDLERS
+from ._lookup import LookupBlock
 
 _CHECKED_ROWS = 4
 _BATCH_ROWS = 512

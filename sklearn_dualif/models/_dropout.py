@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..exceptions import UnsupportedOptionError
-from ._torch_model import as_inputs, evaluating, precision
+from ._modules import as_inputs, evaluating, precision
 
 # The first drops single entries, the others whole channels.
 _KNOWN = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)

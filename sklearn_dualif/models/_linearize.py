@@ -22,7 +22,7 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..exceptions import UnsupportedModelError
-from ._torch_model import check_module
+from ._modules import check_module
 
 # On first use, forward-mode differentiation loads code that warns of torch's own deprecations.
 with warnings.catch_warnings(), forward_ad.dual_level():

@@ -22,6 +22,7 @@ from torch.utils.data import Subset
 from ..exceptions import InfluenceWarning, UnsupportedModelError, UnsupportedOptionError
 from ..losses import BinaryLogLoss, HalfSquaredError, SoftmaxLogLoss
 from ._base import Penalty, _shallow_copy
+from ._modules import precision
 from ._network import Decay
 from ._registry import (
     as_model_function,
@@ -32,7 +33,6 @@ from ._registry import (
 )
 from ._targets import ClassTargets, RegressionTargets
 from ._torch import TorchNetwork
-from ._torch_model import precision
 
 _CRITERIA = {
     NeuralNetClassifier: (nn.CrossEntropyLoss, nn.NLLLoss),

@@ -17,10 +17,10 @@ from torch import nn
 
 from ..exceptions import UnsupportedOptionError
 from ._conversion import Conversion
+from ._modules import as_inputs, as_rows, module_outputs, precision
 from ._registry import conversion
 from ._skorch import as_columns, criterion_of, plain
 from ._targets import ClassTargets
-from ._torch_model import as_inputs, as_rows, module_outputs, precision
 
 
 @dataclass(frozen=True, kw_only=True)

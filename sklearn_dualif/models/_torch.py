@@ -7,10 +7,11 @@ import torch
 
 from ..losses import BinaryLogLoss, HalfSquaredError, SoftmaxLogLoss
 from ._base import Penalty
+from ._modules import as_inputs, as_rows
 from ._network import Decay, NetworkModel
 from ._registry import as_model_function
 from ._targets import ClassTargets, MultilabelTargets, RegressionTargets
-from ._torch_model import TorchModel, as_inputs, as_rows, weight_decays
+from ._torch_model import TorchModel, weight_decays
 
 
 @dataclass(frozen=True, kw_only=True)
