@@ -9,6 +9,7 @@ that Newton's leave-one-out gives each row. The example reports what wins here, 
 """
 
 import warnings
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -104,5 +105,7 @@ for name in ranking:
     ax.plot(false, true, label=f"{areas[name]:.3f} {name}")
 ax.set(xlabel="right labels looked at", ylabel="wrong labels found", xlim=(-0.01, 0.6))
 ax.legend(loc="lower right", title="area under the curve")
-figure.savefig("noisy_labels.png", dpi=100)
-print("saved noisy_labels.png")
+path = Path(globals().get("__file__", "plot_noisy_labels.py"))
+path = path.with_name("noisy_labels.png")
+figure.savefig(path, dpi=100)
+print(f"The pictures are in {path.resolve()}")

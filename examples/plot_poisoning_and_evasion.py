@@ -9,6 +9,8 @@ with the loss on moved rows as the target, influence tells which training rows m
 easy to fool, and ``trim_for`` drops them.
 """
 
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import load_digits
@@ -110,5 +112,7 @@ for name, curve in curves.items():
 right.axvline(eps, color="gray", linestyle=":")
 right.set(xlabel="largest change of a pixel", ylabel="test accuracy", title="Evasion")
 right.legend()
-figure.savefig("poisoning_and_evasion.png", dpi=100)
-print("\nsaved poisoning_and_evasion.png")
+path = Path(globals().get("__file__", "plot_poisoning_and_evasion.py"))
+path = path.with_name("poisoning_and_evasion.png")
+figure.savefig(path, dpi=100)
+print(f"The pictures are in {path.resolve()}")
