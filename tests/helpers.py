@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from cases import case as case_of
 from references import FrozenModel, ReferenceModel, freeze, metric_loss, tighten
+from scipy import sparse
 from scipy.special import expit, softmax
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
@@ -26,6 +27,12 @@ def relative(a, b):
     assert np.shape(a) == np.shape(b), f"{np.shape(a)} is not {np.shape(b)}"
     top = np.max(np.abs(b), initial=0.0)
     return np.max(np.abs(np.subtract(a, b)), initial=0.0) / (top or 1.0)
+
+
+def sparse_rows(n, d, density):
+    """Return random CSR rows (n, d)."""
+    rng = np.random.default_rng(0)
+    return sparse.csr_array(np.where(rng.random((n, d)) < density, rng.random((n, d)), 0.0))
 
 
 # Cases by form

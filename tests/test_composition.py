@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from cases import binary, counts, positive, regression, three_classes
+from helpers import sparse_rows
 from sklearn import config_context
 from sklearn.base import clone, is_classifier
 from sklearn.compose import make_column_transformer
@@ -222,7 +223,7 @@ def test_text_in_a_pipeline(form, no_large_dense):
 
 
 def test_sparse_rows_stay_sparse(no_large_dense):
-    X = sp.random_array((24, 300), density=0.05, rng=np.random.default_rng(0), format="csr")
+    X = sparse_rows(24, 300, 0.05)
     for model in (LogisticRegression(), Ridge(), LinearSVC(), RidgeClassifier()):
         y = OPINIONS if is_classifier(model) else np.arange(24.0)
         influence = InfluenceEstimator(model).fit(X, y)

@@ -6,12 +6,17 @@ from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression
 
 from sklearn_dualif import InfluenceEstimator
+from sklearn_dualif.influence import _problem
+
+
+def rows():
+    return make_classification(
+        90, 6, n_informative=5, n_redundant=0, n_classes=4, n_clusters_per_class=1, random_state=0
+    )
 
 
 def curvature_of(C=1.0, *, fit_intercept=True, offset=0.0, twins_apart=None):
-    X, y = make_classification(
-        90, 6, n_informative=5, n_redundant=0, n_classes=4, n_clusters_per_class=1, random_state=0
-    )
+    X, y = rows()
     if twins_apart is not None:
         X[:, 0] = X[:, 1] + twins_apart * X[:, 0]
     model = LogisticRegression(
@@ -61,3 +66,21 @@ def test_a_factorization_is_kept_for_as_many_steps_as_it_is_worth():
     large.__class__ = type("Large", (type(large),), {"factor_rows": 2000})
     assert small.factor_steps < 1
     assert 100 < large.factor_steps < 200
+
+
+def test_the_curvature_is_that_of_the_point_where_the_search_ends(monkeypatch):
+    problem = InfluenceEstimator(LogisticRegression(tol=1e-2)).fit(*rows())._engine.problem
+    exact = _problem.line_search
+
+    def short_sighted(problem, z, dz, *terms):
+        return exact(problem, z, dz, *terms) if float(dz.abs().max()) > 1e-6 else 0.0
+
+    # Every step from a curvature of its own, and the last one below what the objective tells.
+    monkeypatch.setattr(_problem, "line_search", short_sighted)
+    monkeypatch.setattr(_problem, "_FAST", 0.0)
+    found = _problem.minimise(problem, problem.model.start(), problem.fitted_outputs)
+    assert found.converged
+    ends, wanted = found.curvature(), problem.curvature(found.z)
+    torch.testing.assert_close(
+        ends.row_quadratics(slice(None)), wanted.row_quadratics(slice(None)), rtol=1e-11, atol=0
+    )

@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import relative
+from helpers import relative, sparse_rows
 from network_helpers import seeded
-from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
@@ -64,7 +63,7 @@ def test_answers_are_those_from_memory(digits, sketch, dtype, tmp_path):
 
 
 def test_linear_models_and_sparse_rows(tmp_path):
-    X = sparse.random_array((60, 30), density=0.3, rng=0, format="csr")
+    X = sparse_rows(60, 30, 0.3)
     y = np.arange(60) % 3
     model = LogisticRegression(tol=1e-10, max_iter=1000)
     effects = [

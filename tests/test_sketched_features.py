@@ -7,11 +7,10 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from helpers import relative
+from helpers import relative, sparse_rows
 from network_cases import NETWORK_NAMES
 from network_helpers import case_of, each_network, each_sketch, normal, seeded
 from network_references import trainable
-from scipy import sparse
 from torch import nn
 
 from sklearn_dualif.kernels import (
@@ -20,6 +19,7 @@ from sklearn_dualif.kernels import (
     Network,
     TangentFeatures,
     _blocks,
+    _lookup,
     _tangent,
 )
 from sklearn_dualif.sketching import (
@@ -79,7 +79,8 @@ WIDE = {
 @pytest.mark.parametrize("scratch", [2**24, 500])
 @pytest.mark.parametrize("name", WIDE)
 def test_sketches_of_many_panels(name, scratch, sketch, monkeypatch):
-    monkeypatch.setattr(_blocks, "_SCRATCH", scratch)
+    for blocks in (_blocks, _lookup):
+        monkeypatch.setattr(blocks, "_SCRATCH", scratch)
     monkeypatch.setattr(_tangent, "_PANEL_DOUBLES", 10 * scratch)
     build, shape = WIDE[name]
     heads = features_of(seeded(build), normal(7, *shape)).output_heads
@@ -144,7 +145,7 @@ def test_factorized_sketches_are_kronecker_products(name, size):
 
 
 def test_factorized_sketches_of_sparse_rows():
-    X = sparse.random_array((9, 50), density=0.1, rng=0, format="csr")
+    X = sparse_rows(9, 50, 0.1)
     weights = torch.from_numpy(normal(3, 50))
     network = LinearNetwork(
         weights,

@@ -27,7 +27,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sklearn_dualif import TorchModel
 from sklearn_dualif.exceptions import UnsupportedModelError, UnsupportedOptionError
-from sklearn_dualif.kernels import Network, TangentFeatures, _blocks, _network, _tangent
+from sklearn_dualif.kernels import Network, TangentFeatures, _blocks, _lookup, _network, _tangent
 from sklearn_dualif.kernels._blocks import DenseBlock, WeightBlock
 from sklearn_dualif.kernels._tangent import Heads
 from sklearn_dualif.models import as_model_function
@@ -207,7 +207,8 @@ def test_batches_change_nothing(name, monkeypatch):
     train, query = rows_of(name, "some free")
     monkeypatch.setattr(_tangent, "_BATCH_DOUBLES", 5 * train.features.network.doubles_per_row)
     monkeypatch.setattr(_network, "_BATCH_ROWS", 3)
-    monkeypatch.setattr(_blocks, "_SCRATCH", 1)
+    for blocks in (_blocks, _lookup):
+        monkeypatch.setattr(blocks, "_SCRATCH", 1)
     again = TangentFeatures(train.features.network, train.features.inputs)
     heads = again.heads()
     assert_dense(heads, train.J)

@@ -234,6 +234,7 @@ def minimise(problem, state, z):
             return Minimum(problem, state, z, curvature, fresh, False)
         if size == 0.0 or moved <= _ROUNDING or at_floor:
             # Below what the objective can tell, the step itself is the better judge.
+            fresh = fresh and (quadratic or moved <= _ROUNDING)
             return Minimum(problem, state + step, z + dz, curvature, fresh, True)
         state, z, previous = state + size * step, z + size * dz, moved
         fresh = quadratic

@@ -20,7 +20,7 @@ from sklearn.utils import gen_batches
 
 from ..sketching import Layer
 
-SCRATCH = 2**24
+_SCRATCH = 2**24
 
 
 def overlaps(target, start, size):
@@ -213,7 +213,7 @@ class WeightBlock:
         n, h, positions, width = self.sensitivities.shape
         m, k, others, _ = other.sensitivities.shape
         right = other.sensitivities.flatten(0, 2)
-        step = max(1, SCRATCH // (h * positions * m * k * others))
+        step = max(1, _SCRATCH // (h * positions * m * k * others))
         scratch = None
         for start in range(0, n, step):
             rows = slice(start, min(n, start + step))
@@ -240,7 +240,7 @@ class WeightBlock:
     def add_diagonal(self, result):
         """Add each row's kernel with itself to ``result`` (n, h, h)."""
         n, h, positions, width = self.sensitivities.shape
-        step = max(1, SCRATCH // (h * positions) ** 2)
+        step = max(1, _SCRATCH // (h * positions) ** 2)
         for start in range(0, n, step):
             rows = slice(start, min(n, start + step))
             block = self.take(rows)
@@ -307,7 +307,7 @@ class WeightBlock:
         """Add ``J v`` for directions (d, m) to ``result`` (n, h, m)."""
         n, h, positions, width = self.sensitivities.shape
         matrices = self.matrices(direction.to(self.sensitivities), width).flatten(0, 1).T
-        for rows in gen_batches(n, max(1, SCRATCH // (positions * matrices.shape[1]))):
+        for rows in gen_batches(n, max(1, _SCRATCH // (positions * matrices.shape[1]))):
             part = self.take(rows)
             moved = part._dense_inputs().flatten(0, 1) @ matrices
             moved = moved.view(-1, positions, direction.shape[1], width).transpose(1, 2)
@@ -365,13 +365,13 @@ class WeightBlock:
             wide = outs.stop - outs.start
             part = matrix[:, place]
             if positions >= h:
-                for rows in gen_batches(n, max(1, SCRATCH // (h * part.shape[1]))):
+                for rows in gen_batches(n, max(1, _SCRATCH // (h * part.shape[1]))):
                     values = self.take(rows)._part(outs, ins).flatten(0, 1)
                     result[rows].view(-1, m).addmm_(values, part.T)
                 continue
             # Through the inputs first, which all heads share.
             part = part.reshape(m, wide, -1).permute(2, 1, 0).flatten(1)
-            for rows in gen_batches(n, max(1, SCRATCH // (positions * wide * m))):
+            for rows in gen_batches(n, max(1, _SCRATCH // (positions * wide * m))):
                 moved = self._input_part(rows, ins) @ part
                 moved = moved.view(-1, positions * wide, m)
                 sensitivities = self.sensitivities[rows, ..., outs].flatten(2)

@@ -4,7 +4,9 @@ import torch
 from sklearn.utils import gen_batches
 
 from ..sketching import Layer
-from ._blocks import SCRATCH, WeightBlock, overlaps
+from ._blocks import WeightBlock, overlaps
+
+_SCRATCH = 2**24
 
 
 class LookupBlock(WeightBlock):
@@ -81,7 +83,7 @@ class LookupBlock(WeightBlock):
     def add_projected(self, result, matrix, start):
         n, h = self.sensitivities.shape[:2]
         for own, place in overlaps(self.weight, start, matrix.shape[1]):
-            for rows in gen_batches(n, max(1, SCRATCH // (h * matrix.shape[1]))):
+            for rows in gen_batches(n, max(1, _SCRATCH // (h * matrix.shape[1]))):
                 result[rows] += self.take(rows)._entries(own) @ matrix[:, place].T
 
     def _entries(self, own):
