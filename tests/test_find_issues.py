@@ -306,7 +306,7 @@ def test_the_second_look_at_a_network_is_by_two_refits():
     planted = np.isin(rows, wrong)
     second = roc_auc_score(planted, -table["clean_probability"])
     assert second > roc_auc_score(planted, -table["loo_probability"])
-    assert planted[table["is_issue"]].mean() > 0.9 and table["is_issue"][wrong].mean() > 0.6
+    assert planted[table["is_issue"]].mean() > 0.9 and table["is_issue"][wrong].mean() > 0.5
 
 
 @pytest.mark.filterwarnings(
