@@ -96,17 +96,22 @@ def test_a_row_without_a_target(tmp_path, capsys):
     frame.loc[3, "diagnosis"] = ""
     path = written(frame, tmp_path / "holes.csv")
     said, influence, dataset = explained(capsys, path, 3)
-    assert said["about"] == "prediction"
+    assert said["about"] == "loss of the prediction"
     assert said["target"] is None and said["own_effect"] is None
-    effects = influence.influence(dataset.everything.iloc[[3]], objective="prediction")[0]
+    query = dataset.everything.iloc[[3]]
+    effects = influence.influence(query, influence.predict(query))[0]
     top = said["helpful"][0]
     assert top["effect"] == pytest.approx(effects.max())
     assert top["row"] == dataset.X.index[effects.argmax()]
+    # Without the most helpful row the prediction is less probable.
+    moved = influence.output_change([int(effects.argmax())], query)[0, 0]
+    assert moved * (1 if influence.predict(query)[0] == influence.classes_[1] else -1) < 0
     # Rows after the hole are still themselves.
     after, influence, dataset = explained(capsys, path, 50)
     assert after["own_effect"] == pytest.approx(influence.self_influence_[49])
     code, out, _ = call(capsys, "explain", path, "--target", "diagnosis", "--row", 3, "--quiet")
-    assert code == 0 and "the prediction would be higher" in out and "in the table" not in out
+    assert code == 0 and "in the table" not in out
+    assert f"Without these, the loss of {said['prediction']} would be higher" in out
 
 
 def test_rows_that_are_not_there(table, capsys):

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from cases import binary, counts, regression, three_classes
 from sklearn.base import clone
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LinearRegression, LogisticRegression, PoissonRegressor, Ridge
 from sklearn.pipeline import make_pipeline
@@ -220,3 +222,25 @@ def test_one_row_alone_has_weight(model, solver):
     assert not np.delete(influence.self_influence_, 3).any()
     with pytest.raises(ValueError, match=r"positive weight.*Keep at least one"):
         influence.removal_effect([3])
+
+
+# Rows that a small ridge alone holds
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        GaussianProcessRegressor(RBF(0.05), optimizer=None),
+        KernelRidge(alpha=1e-11, kernel="rbf", gamma=200.0),
+        Ridge(1e-9),
+    ],
+    ids=["gaussian-process", "kernel-ridge", "more-features-than-rows"],
+)
+def test_a_small_ridge_does_not_hide_what_a_row_does(model):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(20, 50)), rng.normal(size=20)
+    found = InfluenceEstimator(model, solver="dual").fit(X, y).loo_predict()
+    kept = [np.delete(np.arange(20), row) for row in range(20)]
+    wanted = [clone(model).fit(X[k], y[k]).predict(X[[r]])[0] for r, k in enumerate(kept)]
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    assert np.abs(found - y).max() > 1.0

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 import torch
 from cases import counts, regression, three_classes
 from sklearn.base import clone
-from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris, load_wine
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression, PoissonRegressor, Ridge, RidgeClassifier
 from sklearn.metrics import roc_auc_score
@@ -442,6 +442,39 @@ def test_planted_targets_come_first():
     first = table.nsmallest(1, "rank").iloc[0]
     assert f"not {first['given_label']:.4g}" in first["reason"]
     assert "spreads off" in first["reason"]
+
+
+@pytest.mark.parametrize("wrong", [1e2, 1e5, 1e9])
+def test_one_gross_target_spoils_no_other_row(wrong):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 4))
+    y = X @ [3.0, 1.0, -2.0, 0.5] + rng.normal(size=200)
+    clean, y[30] = y.copy(), wrong
+    table = find_issues(Ridge(0.03), X, y)
+    assert table["is_issue"].iloc[30] and table["is_issue"].sum() <= 2
+    for row in (0, 1, 129):
+        others = np.setdiff1d(np.arange(200), [row, 30])
+        wanted = Ridge(0.03).fit(X[others], clean[others]).predict(X[[row]])
+        # Suspects of the first look, few rows more than the wrong one, are left out as well.
+        np.testing.assert_allclose(table["suggested_label"].iloc[row], wanted[0], atol=0.3)
+
+
+def test_one_gross_count_spoils_no_other_row():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 4))
+    y = rng.poisson(np.exp(0.5 * X[:, 0] + 0.5)).astype(float)
+    y[30] = 10000.0
+    assert find_issues(PoissonRegressor(), X, y)["is_issue"].to_numpy().nonzero()[0].tolist() == [
+        30
+    ]
+
+
+def test_a_mistyped_label_spoils_no_other_row():
+    X, y = load_wine(return_X_y=True)
+    y[5] = 9
+    assert not find_issues(LogisticRegression(), StandardScaler().fit_transform(X), y)[
+        "is_issue"
+    ].any()
 
 
 def test_deviances_stand_for_residuals():

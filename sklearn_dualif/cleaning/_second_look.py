@@ -4,13 +4,16 @@ Wrong rows stand up for each other: of two digits mislabelled alike, either is w
 without the other believe it. So the suspects are removed together.
 
 From models that are linear in their parameters one Newton step takes them, and each row is then
-left out by itself. A tenth of the rows is more than a network's linearisation stands, and a network
-that knows its rows by heart makes too much of each. It is therefore fitted again without the
-suspects, and once more without those that are suspect then. Those are judged by a network that has
-not seen them. The odds of the other labels are best told by that network, too, which has seen them:
-it was trained on right rows mostly. Residuals of the other rows are those of leaving each out.
+left out by itself; for residuals, which have no bound, the optimum without the suspects is found
+and each row is left out of that. A tenth of the rows is more than a network's linearisation stands,
+and a network that knows its rows by heart makes too much of each. It is therefore fitted again
+without the suspects, and once more without those that are suspect then. Those are judged by a
+network that has not seen them. The odds of the other labels are best told by that network, too,
+which has seen them: it was trained on right rows mostly. Residuals of the other rows are those of
+leaving each out.
 """
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +21,8 @@ import torch
 from sklearn.utils import _safe_indexing
 
 from .._refitting import Refits
-from ..exceptions import UnsupportedOptionError
+from ..exceptions import InfluenceWarning, UnsupportedOptionError
+from ..influence import InfluenceEngine, build_engine
 from ._held_out import output_changes, without
 
 
@@ -62,11 +66,13 @@ def second_look(influence, first, suspects_of, *, residuals=False):
     suspects_of : callable
         Gives the suspects, a bool array (n,), of a `Look`.
     residuals : bool
-        Whether rows that are not suspect are left out of a network's last fit one by one.
+        Whether rows that are not suspect are left out of the last fit one by one.
     """
     suspects = suspects_of(first)
     if not suspects.any():
         return first
+    if residuals and type(influence._engine) is InfluenceEngine and not influence._engine.damped:
+        return _by_optimum(influence, suspects)
     if influence._engine.moves_to_optimum:
         outputs = _by_newton_step(influence, suspects)
         return first._replace(outputs=outputs, suspects=suspects)
@@ -93,6 +99,20 @@ def _by_newton_step(influence, suspects):
     # Without the suspects, none of them has a part of its own in the model any more.
     outputs = torch.where(torch.from_numpy(suspects)[:, None], engine.z, engine.loo_outputs())
     return _own(influence, outputs + output_changes(engine, np.flatnonzero(suspects)))
+
+
+def _by_optimum(influence, suspects):
+    """Return what the optimum without the suspects says of each row that it is without, too."""
+    engine = influence._engine
+    problem = engine.problem.without(torch.from_numpy(suspects))
+    with warnings.catch_warnings():
+        # It is not the model as fitted, and is not meant to be.
+        warnings.simplefilter("ignore", InfluenceWarning)
+        again = build_engine(
+            problem, None, order=engine.order, batch_size=engine.batch_size, frozen=False
+        )
+        outputs, leverage = _own(influence, again.loo_outputs()), again.leverage().numpy()
+    return Look(outputs, leverage, suspects, np.ones(len(suspects), dtype=bool))
 
 
 def _by_refit(influence, suspects):

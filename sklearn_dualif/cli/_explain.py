@@ -36,8 +36,9 @@ class Explanation:
         What the model without the row leaves to the row's own target.
     own_effect : float or None
         What removing the row does to its own loss.
-    about : {"loss", "prediction"}
-        What the effects are on: the row's loss, or, without a target, its prediction.
+    about : {"loss", "prediction", "loss of the prediction"}
+        What the effects are on: the row's loss, or, without a target, the number predicted or the
+        loss of the class predicted.
     helpful, harmful : DataFrame
         Training rows by their effect, the largest first: its size, the target and the features.
     model : str
@@ -70,8 +71,13 @@ def explain(dataset, options, progress):
         query = chosen.everything.iloc[[place]]
         own = int(known[:place].sum()) if known[place] else None
         y = None if own is None else dataset.y.iloc[[own]]
-        about = "prediction" if own is None else "loss"
-        effects = influence.influence(query, y, objective=about)[0]
+        about = "loss"
+        if own is None:
+            about = "prediction"
+            if is_classifier(influence):
+                about, y = "loss of the prediction", influence.predict(query)
+        objective = "prediction" if about == "prediction" else "loss"
+        effects = influence.influence(query, y, objective=objective)[0]
         return _explained(influence, chosen, dataset, options, place, own, effects, about)
 
 
@@ -167,7 +173,11 @@ def explanation_lines(found, dataset):
         if found.own_effect < 0:
             facts[-1] = ("removing it", f"lowers its own loss by {-found.own_effect:.3g}")
     lines = pairs(facts)
-    of = "its loss" if found.about == "loss" else "the prediction"
+    of = {
+        "loss": "its loss",
+        "loss of the prediction": f"the loss of {short(found.prediction)}",
+        "prediction": "the prediction",
+    }[found.about]
     for frame, title in (
         (found.helpful, f"Without these, {of} would be higher by the effect:"),
         (found.harmful, f"Without these, {of} would be lower by the effect:"),

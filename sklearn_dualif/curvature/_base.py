@@ -417,7 +417,8 @@ def complement_inverse(complement, *, may_vanish):
     leaves that direction out. ``may_vanish`` says that such rows are to be looked for.
     """
     if complement.shape[-1] == 1:
-        null = complement < DEGENERATE
+        # A ridge holds every direction: what it leaves may be small, but not zero.
+        null = complement < (DEGENERATE if may_vanish else torch.finfo(complement.dtype).tiny)
         inverse = torch.where(null, 0.0, 1.0 / torch.where(null, 1.0, complement))
         return inverse, null[..., 0, 0]
     inverse = _definite_inverse(complement) if may_vanish else _plain_inverse(complement)
