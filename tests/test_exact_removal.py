@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from cases import all_cases, case, convex_cases, quadratic_cases, sgd_cases
@@ -26,7 +28,7 @@ from helpers import (
 )
 from references import freeze, margin, metric_loss, prediction, refit_relabelled, rows_mask
 from sklearn.base import is_classifier
-from sklearn.linear_model import HuberRegressor, LinearRegression
+from sklearn.linear_model import HuberRegressor, LinearRegression, PoissonRegressor
 
 from sklearn_dualif import InfluenceEstimator
 
@@ -359,3 +361,30 @@ def test_huber_removal_that_moves_the_scale_far(solver):
     expected = losses(reference.without([4]), X, y) - losses(reference.refit(), X, y)
     assert relative(influence.removal_effect([4], order="exact"), expected) < REFINEMENT
     assert relative(influence.influence(X, y, order="exact")[:, 4], expected) < REFINEMENT
+
+
+# Rows whose loss overflows once they are gone
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_row_that_is_out_may_have_an_infinite_loss(weighted):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 3))
+    y = rng.poisson(np.exp(0.3 * X[:, 0])).astype(float)
+    X[7, 0] = 5000.0
+    s = np.ones(60)
+    s[7] = 0.0 if weighted else 1.0
+    row = 3 if weighted else 7
+    kept = (np.arange(60) != row) & (s > 0)
+    refitted = PoissonRegressor(alpha=1e-3, tol=1e-10, max_iter=10_000).fit(X[kept], y[kept])
+    with warnings.catch_warnings():
+        # It is scikit-learn's own search that the overflow stops.
+        warnings.simplefilter("ignore")
+        influence = InfluenceEstimator(PoissonRegressor(alpha=1e-3), order="exact")
+        influence.fit(X, y, sample_weight=s)
+    unlearned = influence.unlearn([row])
+    np.testing.assert_allclose(unlearned.predict(X[:6]), refitted.predict(X[:6]), rtol=1e-5)
+    with np.errstate(over="ignore"):
+        loo = influence.loo_predict()
+        np.testing.assert_allclose(loo[row], refitted.predict(X[[row]])[0], rtol=1e-5)
+    assert np.isfinite(np.delete(loo, 7)).all()

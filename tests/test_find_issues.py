@@ -13,7 +13,13 @@ from cases import counts, regression, three_classes
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris, load_wine
 from sklearn.frozen import FrozenEstimator
-from sklearn.linear_model import LogisticRegression, PoissonRegressor, Ridge, RidgeClassifier
+from sklearn.linear_model import (
+    LinearRegression,
+    LogisticRegression,
+    PoissonRegressor,
+    Ridge,
+    RidgeClassifier,
+)
 from sklearn.metrics import roc_auc_score
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
@@ -504,6 +510,38 @@ def test_targets_that_are_met_exactly():
     table = find_issues(Ridge(1e-9), X, np.ones(12))
     assert not table["is_issue"].any()
     assert np.isfinite(table["residual_in_spreads"]).all()
+
+
+@pytest.mark.parametrize("wrong", [0.0, 1e-3, 10.0])
+def test_rounding_is_no_issue(wrong):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(100, 5))
+    y = X @ np.arange(5.0) + 3.0
+    y[4] += wrong
+    table = find_issues(LinearRegression(), X, y)
+    assert table["is_issue"].to_numpy().nonzero()[0].tolist() == ([4] if wrong else [])
+
+
+def test_more_parameters_than_rows():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(30, 50))
+    y = X[:, :3].sum(1) + 0.1 * rng.normal(size=30)
+    y[4] += 50.0
+    table = find_issues(LinearRegression(), X, y)
+    assert table["is_issue"].to_numpy().nonzero()[0].tolist() == [4]
+    others = np.arange(30) != 4
+    wanted = LinearRegression().fit(X[others], y[others]).predict(X[[4]])
+    np.testing.assert_allclose(table["suggested_label"].iloc[4], wanted[0])
+
+
+def test_a_row_with_a_parameter_of_its_own_is_not_judged():
+    rng = np.random.default_rng(0)
+    X = np.column_stack([rng.normal(size=(100, 4)), np.arange(100) == 9])
+    y = X[:, :4].sum(1) + 0.1 * rng.normal(size=100)
+    y[9] += 40.0
+    table = find_issues(LinearRegression(), X, y)
+    assert table["residual_in_spreads"].iloc[9] == 0.0
+    assert not table["is_issue"].any()
 
 
 # Models and inputs

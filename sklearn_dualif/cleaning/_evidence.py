@@ -17,6 +17,9 @@ from ._second_look import first_look, second_look
 
 _TINY = np.finfo(np.float64).tiny
 _HUBER = 1.345
+_ROUNDING = 1e-11
+# A row whose leverage is this close to 1 is met whatever its target is.
+_OWN_DIRECTION = 1e-8
 
 
 def evidence_of(influence, y):
@@ -172,8 +175,10 @@ class ResidualEvidence:
             squares = model.loss.value(y, outputs).numpy()
         else:
             squares = (y - outputs).square().mean(1).numpy()
-        squares = squares * np.clip(1.0 - look.leverage / model.n_outputs, _TINY, 1.0)
-        spread = spread_of(squares[typical], model.n_outputs)
+        squares = squares * _freedom(look.leverage / model.n_outputs)
+        # What is left of targets that the model meets exactly is rounding.
+        rounding = _ROUNDING * np.sqrt(np.mean(self.y[typical] ** 2))
+        spread = max(spread_of(squares[typical], model.n_outputs), rounding)
         size = np.sqrt(squares)
         return np.divide(size, spread, out=np.zeros_like(size), where=spread > 0)
 
@@ -198,6 +203,18 @@ class ResidualEvidence:
             f"the model without it says {value:.4g}, not {given:.4g}, {r:.1f} spreads off"
             for value, given, r in zip(self.suggested, self.y, self.strength, strict=True)
         ]
+
+
+def _freedom(leverage):
+    """Return what squared leave-one-out residuals (n,) are multiplied by to have one mean.
+
+    It is ``1 - h``. A row with a direction of its own can't be judged: no other tells its target.
+    In a model that has one for most rows ``1 - h`` says nothing, and residuals stay as they are.
+    """
+    judged = leverage < 1.0 - _OWN_DIRECTION
+    if judged.mean() < 0.5:
+        return np.ones_like(leverage)
+    return np.where(judged, 1.0 - leverage, 0.0)
 
 
 def _by_output(name, values):

@@ -11,6 +11,7 @@ import warnings
 import torch
 
 from ..exceptions import InfluenceWarning
+from ..losses import weigh
 from ..models import class_codes
 from ._problem import minimise
 
@@ -127,7 +128,7 @@ def _kept_gradients(problem, curvature, design, state, z, states, rows, shares, 
     loss, y = problem.model.loss, problem.y
     gradient = loss.gradient(y.unsqueeze(1).expand(-1, len(active), *y.shape[1:]), moved)
     weights = problem.weights if problem.weights.ndim == 2 else problem.weights[:, None]
-    gradient = gradient * weights[:, None]
+    gradient = weigh(weights[:, None], gradient)
     gradient[rows[active], torch.arange(len(active))] = 0.0
     n, m, _ = gradient.shape
     blocks = problem.layout.to_blocks(gradient.flatten(0, 1))

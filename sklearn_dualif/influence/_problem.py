@@ -277,11 +277,10 @@ def line_search(problem, z, dz, slope, along, square):
         First and second derivative of the ridge term along it.
     """
     loss, y = problem.model.loss, problem.y
-    weights = problem.weights if problem.weights.ndim == 2 else problem.weights[:, None]
     size = loss.largest_step(z, dz)
     while size > 1e-10:
         if loss.in_domain(z + size * dz):
-            change = float((weights * loss.change_terms(y, z, size * dz)).sum())
+            change = loss.total_change(y, z, size * dz, problem.weights)
             change += size * along + 0.5 * size**2 * square
             if change <= 1e-4 * size * slope:
                 return size
@@ -307,7 +306,11 @@ def polish(problem):
             f"The fitted {type(problem.model.estimator).__name__} gives outputs that its loss "
             "cannot take. Fit it to convergence first."
         )
-    found = minimise(problem, start, z)
+    if start is not None and problem.model.loss.quadratic and float(problem.ridge.min()) == 0.0:
+        # Of many optima, a step from zero ends at that of least norm.
+        found = minimise(problem, 0.0 * start, 0.0 * z)
+    else:
+        found = minimise(problem, start, z)
     if not found.converged and problem.model.loss.in_domain(torch.zeros_like(z)):
         # Wild parameters can be a bad start; a convex objective has an easy one at zero.
         found = minimise(problem, 0.0 * found.state, 0.0 * z)

@@ -8,6 +8,7 @@ from ._base import (
     couple,
     coupled_layout,
     empirical_fisher,
+    weigh,
 )
 from ._deviance import HalfTweedieDeviance
 from ._logistic import BinaryLogLoss
@@ -33,4 +34,5 @@ __all__ = [
     "couple",
     "coupled_layout",
     "empirical_fisher",
+    "weigh",
 ]

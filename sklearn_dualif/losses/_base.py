@@ -134,11 +134,15 @@ class Loss(ABC):
 
     def total(self, y, z, weights):
         """Return the weighted sum of all terms."""
-        return float((self.terms(y, z) * _per_output(weights)).sum())
+        return float(weigh(weights, self.terms(y, z)).sum())
+
+    def total_change(self, y, z, dz, weights):
+        """Return ``total(y, z + dz, weights) - total(y, z, weights)`` without cancellation."""
+        return float(weigh(weights, self.change_terms(y, z, dz)).sum())
 
     def weighted_gradient(self, y, z, weights):
         """Return the gradient times the weights, (n, C)."""
-        return _per_output(weights) * self.gradient(y, z)
+        return weigh(weights, self.gradient(y, z))
 
     def value(self, y, z):
         """Return the loss of each row in metric units, (n,)."""
@@ -174,14 +178,13 @@ class ElementwiseLoss(Loss):
         return None
 
     def expand(self, y, z, weights):
-        weights = _per_output(weights)
-        root = torch.sqrt(weights * self.curvature(y, z))
+        root = torch.sqrt(weigh(weights, self.curvature(y, z)))
         if self.coupling == "shared":
             root = root[:, :1]
         coefficient = self.coefficient(y, z)
         if coefficient is not None:
-            coefficient = (torch.sqrt(weights) * coefficient).T.unsqueeze(-1)
-        gradient = (weights * self.gradient(y, z)).T.unsqueeze(-1)
+            coefficient = weigh(torch.sqrt(weights), coefficient).T.unsqueeze(-1)
+        gradient = self.weighted_gradient(y, z, weights).T.unsqueeze(-1)
         return Expansion(gradient, root.T[..., None, None], coefficient)
 
 
@@ -190,5 +193,14 @@ def _sum_terms(terms):
     return terms.squeeze(-1) if terms.shape[-1] == 1 else terms.sum(-1)
 
 
+def weigh(weights, values):
+    """Return values (..., T) times weights, one a row or one a value; 0 where the weight is.
+
+    A row of weight 0 takes no part, and its outputs can be so far off that a value overflows.
+    """
+    weights = _per_output(weights)
+    return torch.where(weights == 0.0, 0.0, weights * values)
+
+
 def _per_output(weights):
-    return weights if weights.ndim == 2 else weights.unsqueeze(-1)
+    return weights.unsqueeze(-1) if weights.ndim == 1 else weights
