@@ -1,4 +1,7 @@
-"""Each row's form with the inverse Hessian: through pairs of outputs, and through whitened rows."""
+"""Each row's form with the inverse Hessian: through pairs of outputs, and through whitened rows.
+
+And the sums of outer products that the Hessian is made of.
+"""
 
 import pytest
 import torch
@@ -6,7 +9,7 @@ from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression
 
 from sklearn_dualif import InfluenceEstimator
-from sklearn_dualif.influence import _problem
+from sklearn_dualif.kernels import LinearFeatures
 
 
 def rows():
@@ -61,26 +64,19 @@ def test_rows_are_whitened_where_the_inverse_is_large():
     assert total + held_by_ridge == pytest.approx(curvature.map_rows, rel=1e-6)
 
 
-def test_a_factorization_is_kept_for_as_many_steps_as_it_is_worth():
-    small, large = curvature_of(), curvature_of()
-    large.__class__ = type("Large", (type(large),), {"factor_rows": 2000})
-    assert small.factor_steps < 1
-    assert 100 < large.factor_steps < 200
+@pytest.mark.parametrize("matrices", [1, 3, 19, 20, 39, 40, 66])
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (7, 3), (150, 17), (90, 70), (200, 131)])
+def test_sums_of_outer_products_and_forms(rows, width, matrices):
+    generator = torch.Generator().manual_seed(0)
 
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-def test_the_curvature_is_that_of_the_point_where_the_search_ends(monkeypatch):
-    problem = InfluenceEstimator(LogisticRegression(tol=1e-2)).fit(*rows())._engine.problem
-    exact = _problem.line_search
-
-    def short_sighted(problem, z, dz, *terms):
-        return exact(problem, z, dz, *terms) if float(dz.abs().max()) > 1e-6 else 0.0
-
-    # Every step from a curvature of its own, and the last one below what the objective tells.
-    monkeypatch.setattr(_problem, "line_search", short_sighted)
-    monkeypatch.setattr(_problem, "_FAST", 0.0)
-    found = _problem.minimise(problem, problem.model.start(), problem.fitted_outputs)
-    assert found.converged
-    ends, wanted = found.curvature(), problem.curvature(found.z)
-    torch.testing.assert_close(
-        ends.row_quadratics(slice(None)), wanted.row_quadratics(slice(None)), rtol=1e-11, atol=0
-    )
+    X, center, weights = normal(rows, width), normal(width), normal(rows, matrices)
+    features = LinearFeatures(X.numpy())
+    wanted = torch.einsum("nj,na,nb->jab", weights, X - center, X - center)
+    torch.testing.assert_close(features.weighted_grams(weights, center), wanted)
+    half = normal(matrices, width, width)
+    forms = half + half.mT
+    wanted = torch.einsum("na,jab,nb->nj", X - center, forms, X - center)
+    torch.testing.assert_close(features.quadratic_forms(forms, center), wanted)

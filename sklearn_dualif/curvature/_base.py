@@ -64,15 +64,18 @@ class Curvature(ABC):
         ``rho`` of each block that is factorised.
     shiftable : bool
         Whether ``tau`` differs from zero anywhere: asks for a spectral factorization.
+    single : bool
+        Whether single precision does, where it saves time: for steps, which gradients correct.
     """
 
-    def __init__(self, features, layout, free, expansion, ridge, *, shiftable):
+    def __init__(self, features, layout, free, expansion, ridge, *, shiftable, single=False):
         self.features = features
         self.layout = layout
         self.free = free
         self.expansion = expansion
         self.ridge = ridge
         self.shiftable = shiftable
+        self.single = single
         self.n_free = free.shape[1]
         self.parameters = None
         self.shares = None

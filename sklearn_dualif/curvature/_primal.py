@@ -17,6 +17,8 @@ from ._row_quadratics import RowQuadratics
 _SAFE_NORM = 1e6
 # From so many outputs on, forms of pairs of outputs cost less than the rows that whitening makes.
 _MANY_OUTPUTS = 3
+# From so many parameters on, single precision takes less time.
+_MANY_PARAMETERS = 100
 
 
 class PrimalCurvature(Curvature):
@@ -41,7 +43,14 @@ class PrimalCurvature(Curvature):
         """Return a `CholeskyFactor` or a `Whitening` for centred features."""
         ridge = float(self.ridge[block])
         if ridge > 0 or self.n_rows * self.expansion.root.shape[-1] >= self.map_rows:
-            factor = factor_hessian(self._data_hessian(curvatures), ridge, self.n_free)
+            factor = None
+            if self.single and not self.features.is_sparse and self.map_rows >= _MANY_PARAMETERS:
+                features = self.features.in_single_precision(self._center)
+                hessian = self._data_hessian(features, torch.zeros_like(self._center), curvatures)
+                factor = factor_hessian(hessian, ridge, self.n_free)
+            if factor is None:
+                hessian = self._data_hessian(self.features, self._center, curvatures)
+                factor = factor_hessian(hessian, ridge, self.n_free)
             if factor is not None:
                 return factor.spectral(self.n_free) if self.shiftable else factor
         upper = None
@@ -81,22 +90,22 @@ class PrimalCurvature(Curvature):
         offset = torch.einsum("d,...or->...dor", self._center, pulled).flatten(-3, -2)
         return torch.cat([free, weights - offset], -2)
 
-    def _data_hessian(self, curvatures):
-        """Return ``sum_i J_i^T Lambda_i J_i`` of centred features, (P, P)."""
-        free, selector, f = self.free, self.layout.selector, self.n_free
-        d, outputs = self.width, selector.shape[1]
-        hessian = torch.empty(self.map_rows, self.map_rows, dtype=torch.float64)
+    def _data_hessian(self, features, center, curvatures):
+        """Return ``sum_i J_i^T Lambda_i J_i`` of features less a center, (P, P), in their dtype."""
+        curvatures, center = curvatures.to(features.dtype), center.to(features.dtype)
+        free, penalized = self.free.to(features.dtype), self.layout.penalized
+        f, d, outputs = self.n_free, self.width, len(penalized)
+        hessian = curvatures.new_empty(self.map_rows, self.map_rows)
         hessian[:f, :f] = free.T @ curvatures.sum(0) @ free
-        penalized = selector.T @ curvatures @ selector
         first, second = torch.tril_indices(outputs, outputs)
-        grams = self.features.weighted_grams(penalized[:, first, second], self._center)
+        grams = features.weighted_grams(curvatures[:, penalized[first], penalized[second]], center)
         pairs = torch.empty(outputs, outputs, dtype=torch.long)
         pairs[first, second] = pairs[second, first] = torch.arange(len(first))
         main = hessian[f:, f:].unflatten(0, (d, outputs)).unflatten(2, (d, outputs))
         main.copy_(grams[pairs].permute(2, 0, 3, 1))
         if f:
-            mixed = (free.T @ curvatures @ selector).reshape(self.n_rows, -1)
-            cross = self.features.transposed_dot(mixed) - torch.outer(self._center, mixed.sum(0))
+            mixed = (free.T @ curvatures[:, :, penalized]).reshape(self.n_rows, -1)
+            cross = features.transposed_dot(mixed) - torch.outer(center, mixed.sum(0))
             cross = cross.reshape(d, f, outputs).permute(1, 0, 2).reshape(f, -1)
             hessian[:f, f:] = cross
             hessian[f:, :f] = cross.T

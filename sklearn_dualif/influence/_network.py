@@ -91,14 +91,14 @@ class NetworkProblem(TrainingProblem):
         """The kernel to the rank that the accuracy asks for."""
         return LowRankTangent(self, *self.accuracy)
 
-    def _curvature(self, expansion, ridge):
+    def _curvature(self, expansion, ridge, *, shiftable=True, single=False):
         return self.curvature_type(
             self.tangent,
             self.layout,
             self.model.free_jacobian,
             expansion,
             ridge,
-            shiftable=self.shares is not None,
+            shiftable=shiftable and self.shares is not None,
         )
 
     @cached_property

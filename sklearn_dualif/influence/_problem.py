@@ -12,6 +12,7 @@ from ..curvature import DualCurvature, PrimalCurvature
 from ..exceptions import NotStationaryWarning, SingularCurvatureError
 from ..kernels import as_tensor
 from ..losses import empirical_fisher
+from ._secants import SecantInverse
 
 _MAX_STEPS = 100
 _TIGHT = 1e-10
@@ -19,6 +20,8 @@ _LOOSE = 1e-6
 _ROUNDING = 1e-12
 # A factorization is kept wherever steps shrink to this share.
 _FAST = 0.1
+# No step is searched along that is smaller than this and shrinks so fast.
+_CALM = 1e-3
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,11 @@ class TrainingProblem:
         """Return the inverse Hessian at outputs z (n, C)."""
         return self._curvature(self.expand(z), self.ridge if ridge is None else ridge)
 
+    def step_curvature(self, z, *, single=False):
+        """Return the inverse Hessian at outputs z, perhaps in single precision, for steps alone."""
+        shiftable = False  # no row goes
+        return self._curvature(self.expand(z), self.ridge, shiftable=shiftable, single=single)
+
     def effect_curvature(self, z, *, ridge=None):
         """Return the curvature that effects are computed with."""
         if not self.fisher:
@@ -78,14 +86,15 @@ class TrainingProblem:
         ridge = self.ridge if ridge is None else ridge
         return self._curvature(expansion, ridge.expand(len(expansion.root)))
 
-    def _curvature(self, expansion, ridge):
+    def _curvature(self, expansion, ridge, *, shiftable=True, single=False):
         return self.form(
             self.features,
             self.layout,
             self.model.free_jacobian,
             expansion,
             ridge,
-            shiftable=self.shares is not None,
+            shiftable=shiftable and self.shares is not None,
+            single=single,
         )
 
     def expand(self, z):
@@ -159,32 +168,29 @@ class Minimum(NamedTuple):
     state : (G, D, 1) tensor
     z : (n, C) tensor
         Outputs.
-    last : Curvature
-        The last that was factorised.
-    fresh : bool
-        Whether that is the curvature at ``z``.
+    constant : Curvature or None
+        That of a quadratic objective, the same everywhere.
     converged : bool
     """
 
     problem: TrainingProblem
     state: torch.Tensor
     z: torch.Tensor
-    last: object
-    fresh: bool
+    constant: object
     converged: bool
 
     def curvature(self):
         """Return the curvature at ``z``."""
-        if self.fresh:
-            return self.last.refresh(self.problem.expand(self.z))
-        return self.problem.curvature(self.z)
+        if self.constant is None:
+            return self.problem.curvature(self.z)
+        return self.constant.refresh(self.problem.expand(self.z))
 
 
 def minimise(problem, state, z):
     """Run damped Newton steps to the optimum of a problem.
 
-    A factorization serves as long as the steps that it gives shrink fast: a step costs little, and
-    the curvature hardly changes where it is needed most, near the optimum.
+    A factorization serves, with the corrections that the steps themselves give, as long as these
+    shrink fast: a step costs little, and the curvature hardly changes near the optimum.
 
     Parameters
     ----------
@@ -199,48 +205,56 @@ def minimise(problem, state, z):
     -------
     Minimum
     """
-    curvature, fresh = problem.curvature(z), True
-    design = curvature.design(problem.features)
     quadratic = problem.model.loss.quadratic
+    # Where the curvature changes the first is only a guide; later ones are to settle doubts.
+    constant = problem.curvature(z) if quadratic else None
+    inverse = SecantInverse(constant or problem.step_curvature(z, single=True))
+    design = inverse.curvature.design(problem.features)
+    fresh = True
     if state is None:
-        state, z = _step_from_outputs(problem, curvature, design, z)
+        state, z = _step_from_outputs(problem, inverse.curvature, design, z)
         if not quadratic:
-            curvature = problem.curvature(z)
+            inverse = SecantInverse(problem.step_curvature(z))
     ridge = problem.ridge[:, None, None]
-    previous = torch.inf
+    size, previous = 0.0, torch.inf
     for _ in range(_MAX_STEPS):
+        curvature = inverse.curvature
         output_gradient = problem.model.loss.weighted_gradient(problem.y, z, problem.weights)
         blocks = problem.layout.to_blocks(output_gradient).unsqueeze(-1)
         gradient = curvature.sum_gradients(blocks) + curvature.ridge_gradient(state, ridge)
-        step = -curvature.solve(gradient)
+        step = -inverse.solve(gradient)
         dz = curvature.output_changes(design, step)[:, 0]
         moved = float((dz.abs() / (1.0 + z.abs())).max())
         if not moved < torch.inf:
-            return Minimum(problem, state, z, curvature, fresh, False)
+            return Minimum(problem, state, z, constant, False)
         if not fresh and not _is_worth_keeping(curvature, moved, previous):
-            curvature, fresh = problem.curvature(z), True
+            inverse, fresh = SecantInverse(problem.step_curvature(z)), True
             continue
         at_floor = moved <= _LOOSE and moved > 0.5 * previous
+        calm = moved <= _TIGHT or at_floor or (size == 1.0 and moved < min(_CALM, _FAST * previous))
         size = 1.0
-        if moved > _TIGHT and not at_floor:
-            descent = float((curvature.dual_vector(gradient) * step).sum())
+        if not calm:
+            descent = float((inverse.covector * step).sum())
             covector = curvature.dual_vector(curvature.ridge_gradient(step, ridge))
             along, square = float((covector * state).sum()), float((covector * step).sum())
             size = line_search(problem, z, dz, descent, along, square)
         if size == 0.0 and moved > _LOOSE:
             if not fresh:
-                curvature, fresh = problem.curvature(z), True
+                inverse, fresh = SecantInverse(problem.step_curvature(z)), True
                 continue
-            return Minimum(problem, state, z, curvature, fresh, False)
-        if size == 0.0 or moved <= _ROUNDING or at_floor:
+            return Minimum(problem, state, z, constant, False)
+        # As the steps shrink, this one leaves so much of the way.
+        left = moved * moved / previous if moved < previous < torch.inf else moved
+        if size == 0.0 or left <= _ROUNDING or at_floor:
             # Below what the objective can tell, the step itself is the better judge.
-            fresh = fresh and (quadratic or moved <= _ROUNDING)
-            return Minimum(problem, state + step, z + dz, curvature, fresh, True)
+            return Minimum(problem, state + step, z + dz, constant, True)
         state, z, previous = state + size * step, z + size * dz, moved
         fresh = quadratic
         if size < 1.0 and not quadratic:
-            curvature, fresh = problem.curvature(z), True
-    return Minimum(problem, state, z, curvature, fresh, False)
+            inverse, fresh = SecantInverse(problem.step_curvature(z)), True
+        elif moved > _TIGHT:
+            inverse.take(step)
+    return Minimum(problem, state, z, constant, False)
 
 
 def _is_worth_keeping(curvature, moved, previous):

@@ -10,10 +10,9 @@ import torch
 from scipy import sparse
 from sklearn.utils import gen_batches
 
+from . import _feature_products as feature_products
+
 _BLOCK_BYTES = 32 * 2**20
-# Of what is thrown away: it stays in a processor's cache, unless too few rows slow the product.
-_SCRATCH_BYTES = 2 * 2**20
-_SCRATCH_ROWS = 64
 
 
 def as_tensor(array):
@@ -70,6 +69,18 @@ class LinearFeatures:
         rows.constant, rows.matrix = self.constant, matrix
         return rows
 
+    @property
+    def dtype(self):
+        """Type of the entries as a tensor's."""
+        return torch.float64 if self.is_sparse else self.matrix.dtype
+
+    def in_single_precision(self, center):
+        """Return dense features less a center, which is subtracted first."""
+        result = torch.empty(self.shape, dtype=torch.float32)
+        for rows in self.blocks(self.shape[1]):
+            result[rows] = self.matrix[rows] - center
+        return self._with(result)
+
     def take(self, rows):
         """Return the features of some rows (a slice, positions or a mask)."""
         index = rows if isinstance(rows, slice) or not self.is_sparse else np.asarray(rows)
@@ -95,7 +106,8 @@ class LinearFeatures:
         """Return ``X.T @ columns`` for (n, m) columns."""
         if self.is_sparse:
             return torch.from_numpy(np.ascontiguousarray(self.matrix.T @ columns.numpy()))
-        return self.matrix.T @ columns
+        # A product with few rows is faster than one with few columns.
+        return (columns.T @ self.matrix).T
 
     def dense(self):
         """Return the rows as a dense (n, d) tensor."""
@@ -130,37 +142,21 @@ class LinearFeatures:
 
         Sparse features must be given a zero center.
         """
-        n, d = self.shape
-        m = weights.shape[1]
         if self.is_sparse:
             scaled = (sparse.diags_array(column) @ self.matrix for column in weights.T.numpy())
             return torch.stack([torch.from_numpy((self.matrix.T @ s).toarray()) for s in scaled])
-        result = torch.zeros(d, m * d, dtype=torch.float64)
-        for rows in self._scratch_blocks(m * d):
-            block = self.matrix[rows] - center
-            scaled = weights[rows, :, None] * block[:, None]
-            result.addmm_(block.T, scaled.flatten(1))
-        return result.view(d, m, d).transpose(0, 1)
+        return feature_products.weighted_grams(self.matrix, weights, center)
 
     def quadratic_forms(self, matrices, center):
-        """Return ``(x_i - center)^T matrices_j (x_i - center)`` of dense features, (n, j)."""
-        n, d = self.shape
-        m = len(matrices)
-        result = torch.empty(n, m, dtype=torch.float64)
-        columns = matrices.transpose(0, 1).reshape(d, m * d)
-        for rows in self._scratch_blocks(m * d):
-            block = self.matrix[rows] - center
-            result[rows] = ((block @ columns).view(-1, m, d) @ block[:, :, None])[..., 0]
-        return result
+        """Return ``(x_i - center)^T matrices_j (x_i - center)`` of dense features, (n, j).
+
+        The matrices (j, d, d) are symmetric.
+        """
+        return feature_products.quadratic_forms(self.matrix, matrices, center)
 
     def blocks(self, width):
         """Return slices of rows such that (rows, width) doubles stay within a few megabytes."""
         return gen_batches(self.shape[0], max(1, _BLOCK_BYTES // (8 * max(width, 1))))
-
-    def _scratch_blocks(self, width):
-        """Return slices of rows for (rows, width) doubles that are made and thrown away."""
-        rows = _SCRATCH_BYTES // (8 * max(width, 1))
-        return gen_batches(self.shape[0], max(_SCRATCH_ROWS, rows))
 
 
 class KernelFeatures:

@@ -5,7 +5,7 @@ from scipy.linalg import blas, lapack
 
 from ..exceptions import SingularCurvatureError
 
-_BLOCK = 512
+_BLOCK = 128
 
 
 def symmetric_pseudo_inverse(matrix):

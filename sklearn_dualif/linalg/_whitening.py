@@ -15,7 +15,9 @@ from typing import NamedTuple
 import torch
 from scipy.linalg import lapack
 
-_NORM_LIMIT = 1e9
+from ._definite import inverse_from_cholesky
+
+_NORM_LIMITS = {torch.float64: 1e9, torch.float32: 1e4}
 
 
 class Whitening(NamedTuple):
@@ -43,62 +45,67 @@ class Whitening(NamedTuple):
 
 
 class CholeskyFactor:
-    """``H = D L L^T D`` with a diagonal ``D`` that gives ``L L^T`` a diagonal of ones.
+    """``H = D U^T U D`` with a diagonal ``D`` that gives ``U^T U`` a diagonal of ones.
 
     Parameters
     ----------
-    lower : (P, P) tensor
-        ``L``.
+    upper : (P, P) tensor
+        ``U``, column-major, as LAPACK takes it without a copy.
     scale : (P,) tensor
         The diagonal of ``D``.
     inverse_norm : float
-        Of ``(L L^T)^{-1}``, an estimate.
+        Of ``(U^T U)^{-1}``, an estimate.
     """
 
-    def __init__(self, lower, scale, inverse_norm):
-        self.lower = lower
+    def __init__(self, upper, scale, inverse_norm):
+        self.upper = upper
         self.scale = scale[:, None]
         self.inverse_norm = inverse_norm
 
     def solve(self, columns):
         """Return ``H^{-1} columns`` for columns (..., P, m)."""
-        return torch.cholesky_solve(columns / self.scale, self.lower) / self.scale
+        scaled = (columns / self.scale).to(self.upper.dtype)
+        return torch.cholesky_solve(scaled, self.upper, upper=True).to(columns) / self.scale
 
     def inverse(self):
         """Return ``H^{-1}`` (P, P)."""
-        return torch.cholesky_inverse(self.lower) / self.scale / self.scale.T
+        return inverse_from_cholesky(self.upper.mT.clone()).div_(self.scale).div_(self.scale.T)
 
     @cached_property
     def map(self):
         """``T`` with ``H^{-1} = T T^T``."""
-        eye = torch.eye(len(self.lower), dtype=self.lower.dtype)
-        return torch.linalg.solve_triangular(self.lower, eye, upper=False).T / self.scale
+        eye = torch.eye(len(self.upper), dtype=self.upper.dtype)
+        return torch.linalg.solve_triangular(self.upper, eye, upper=True) / self.scale
 
     def spectral(self, n_free):
         """Return the `Whitening` in spectral form without a further ridge."""
-        return _spectral(self.lower.T * self.scale.T, 0.0, n_free, len(self.lower))
+        return _spectral(self.upper * self.scale.T, 0.0, n_free, len(self.upper))
 
 
 def factor_hessian(data_hessian, ridge, n_free):
     """Return the `CholeskyFactor` of ``N`` (P, P), which is overwritten, with the ridge added.
 
-    None where the matrix is singular or so ill-conditioned that forming it has already lost the
-    digits; `whiten_triangle` then serves.
+    The precision is that of the matrix. None where it is singular or so ill-conditioned that
+    forming it has already lost the digits; `whiten_triangle` then serves.
     """
     hessian = data_hessian
     hessian.diagonal()[n_free:] += ridge
     scale = torch.sqrt(hessian.diagonal())
     if not bool((scale > 0).all()):
         return None
-    hessian /= scale[:, None]
-    hessian /= scale
-    norm = float(hessian.abs().sum(0).max())
-    lower, info = torch.linalg.cholesky_ex(hessian)
-    if int(info) != 0:
+    hessian *= (1.0 / scale)[:, None]
+    hessian *= 1.0 / scale
+    # The transpose of a row-major matrix is the column-major one that LAPACK overwrites in place.
+    values = hessian.numpy().T
+    potrf, pocon = lapack.get_lapack_funcs(("potrf", "pocon"), (values,))
+    upper, info = potrf(values, lower=0, overwrite_a=1)
+    if info != 0:
         return None
-    reciprocal, _ = lapack.dpocon(lower.mT.contiguous().mT.numpy(), norm, uplo="L")
-    inverse_norm = 1.0 / (reciprocal * norm) if reciprocal > 0 else math.inf
-    return CholeskyFactor(lower, scale, inverse_norm) if inverse_norm < _NORM_LIMIT else None
+    reciprocal, _ = pocon(upper, 1.0)
+    inverse_norm = 1.0 / reciprocal if reciprocal > 0 else math.inf
+    if not inverse_norm < _NORM_LIMITS[hessian.dtype]:
+        return None
+    return CholeskyFactor(torch.from_numpy(upper), scale, inverse_norm)
 
 
 def whiten_ridge(data_hessian, ridge, n_free, *, spectral):

@@ -42,8 +42,9 @@ class OutputLayout:
     basis : (C_b, k) tensor
         Orthonormal columns; the ``C_b = C / G`` outputs of a block are ``basis @ coordinates``.
     penalized : (k,) bool tensor
-        Coordinates that have feature weights. A coordinate without is moved by free parameters
-        alone (the scale of a Huber regression).
+        Coordinates that have feature weights, kept as positions (o,) and as the columns of a
+        ``selector`` (k, o). A coordinate without is moved by free parameters alone (the scale of a
+        Huber regression).
     """
 
     def __init__(self, n_blocks, basis, penalized):
@@ -51,7 +52,8 @@ class OutputLayout:
         self.basis = basis
         self.n_outputs = n_blocks * basis.shape[0]
         self.n_coordinates = basis.shape[1]
-        self.selector = torch.eye(basis.shape[1], dtype=basis.dtype)[:, penalized]
+        self.penalized = torch.nonzero(penalized)[:, 0]
+        self.selector = torch.eye(basis.shape[1], dtype=basis.dtype)[:, self.penalized]
 
     def to_blocks(self, values):
         """(n, C) outputs or output gradients to (G, n, k)."""
