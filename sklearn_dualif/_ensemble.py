@@ -324,7 +324,7 @@ class InfluenceEnsemble(
 
         Parameters
         ----------
-        indices : array-like of int, or boolean mask (n_train,)
+        indices : array-like of int, slice, or boolean mask (n_train,)
             Positions of the rows, in the order of the X passed to `fit`.
         X, y : array-like, optional
             Query rows and targets; none: the training rows.

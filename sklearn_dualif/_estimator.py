@@ -556,7 +556,7 @@ class InfluenceEstimator(
 
         Parameters
         ----------
-        indices : array-like of int, or boolean mask (n_train,)
+        indices : array-like of int, slice, or boolean mask (n_train,)
             Positions of the rows, in the order of the X passed to `fit`.
         X, y : array-like, optional
             Query rows and targets; none: the training rows.
@@ -593,7 +593,7 @@ class InfluenceEstimator(
 
         Parameters
         ----------
-        indices : array-like of int, or boolean mask (n_train,)
+        indices : array-like of int, slice, or boolean mask (n_train,)
             Positions of the rows.
         X : array-like, optional
             Query rows; none: the training rows.
@@ -616,7 +616,7 @@ class InfluenceEstimator(
 
         Parameters
         ----------
-        indices : array-like of int, or boolean mask (n_train,)
+        indices : array-like of int, slice, or boolean mask (n_train,)
             Positions of the rows.
         y_new : array-like, (n_indices,) or (n_indices, n_outputs), or one value for all
             Their targets instead.
@@ -662,7 +662,7 @@ class InfluenceEstimator(
 
         Parameters
         ----------
-        indices : array-like of int, or boolean mask (n_train,)
+        indices : array-like of int, slice, or boolean mask (n_train,)
             Positions of the rows.
         order : str, optional
             Instead of the estimator's own.
@@ -681,7 +681,7 @@ class InfluenceEstimator(
 
         Parameters
         ----------
-        indices : array-like of int, or boolean mask (n_train,)
+        indices : array-like of int, slice, or boolean mask (n_train,)
             Positions of the rows.
         order : str, optional
             Instead of the estimator's own.

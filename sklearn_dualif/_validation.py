@@ -12,13 +12,15 @@ def check_positions(indices, n_rows, *, keep_some=True):
 
     Parameters
     ----------
-    indices : array-like of int or bool
+    indices : array-like of int or bool, or slice
         As the caller gave them.
     n_rows : int
         Number of training rows.
     keep_some : bool
         Whether taking all rows is an error.
     """
+    if isinstance(indices, slice):
+        indices = np.arange(n_rows)[indices]
     indices = np.atleast_1d(np.asarray(indices))
     if indices.ndim != 1:
         raise ValueError(f"indices must be one-dimensional; got shape {indices.shape}.")
@@ -33,8 +35,8 @@ def check_positions(indices, n_rows, *, keep_some=True):
         indices = indices.astype(np.intp)
     elif not np.issubdtype(indices.dtype, np.integer):
         raise ValueError(
-            f"indices must be row positions (integers) or a boolean mask; got {indices[0]!r}. "
-            "Labels of a DataFrame's index are not positions."
+            "indices must be row positions, such as [0, 5], a slice of them or a boolean mask; got "
+            f"{indices.tolist()[0]!r}. Labels of a DataFrame's index are not positions."
         )
     outside = indices[(indices < 0) | (indices >= n_rows)]
     if len(outside):

@@ -158,6 +158,18 @@ def test_the_same_call_gives_the_same_files(table, capsys):
     assert said["held_out"] != again["held_out"]
 
 
+@pytest.mark.parametrize("target", ["diagnosis", "worst area"])
+def test_a_model_that_is_no_better_than_a_guess_is_called_so(tmp_path, capsys, monkeypatch, target):
+    monkeypatch.chdir(tmp_path)
+    says = "as far as 40 held-out rows tell, the model is no better than a guess and judges nothing"
+    frame = tumours()
+    path = written(frame, tmp_path / "told.csv")
+    assert says not in audited(capsys, path, target=target)[0]["notes"]
+    frame[target] = np.random.default_rng(0).permutation(frame[target])
+    path = written(frame, tmp_path / "shuffled.csv")
+    assert audited(capsys, path, target=target)[0]["notes"][0] == says
+
+
 def test_rows_without_a_target_are_kept_and_not_judged(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     frame = tumours()

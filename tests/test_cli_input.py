@@ -7,6 +7,9 @@ import pandas as pd
 import pytest
 from cli_helpers import call, patients, refused, tumours, without_report, written
 
+from sklearn_dualif.cli._columns import as_numbers, column_of
+from sklearn_dualif.cli._csv_file import CsvTable
+
 pytest.importorskip("matplotlib")
 
 
@@ -169,7 +172,54 @@ def test_usage(capsys, argv, said):
     assert len(err.splitlines()) == 1 and re.search(said, err) and "--help" in err
 
 
+@pytest.mark.parametrize("option", ["--index", "--groups", "--sensitive", "--drop", "--keep"])
+def test_the_target_has_no_other_role(here, capsys, option):
+    path = written(tumours(60), here / "data.csv")
+    said = audit_refused(capsys, path, option, "diagnosis")
+    assert f"{option} 'diagnosis' is the target. Name another column." in said
+
+
+def test_a_column_is_dropped_or_kept(here, capsys):
+    path = written(tumours(60), here / "data.csv")
+    options = ["--index", "clinic", "--drop", "clinic", "method", "--keep", "method", "clinic"]
+    said = audit_refused(capsys, path, *options)
+    assert "--drop and --keep both name 'clinic', 'method'" in said
+
+
 # What is not an error
+
+
+@pytest.mark.parametrize(
+    ("texts", "numbers"),
+    [
+        (["1.5", "-2", "1e3"], [1.5, -2.0, 1000.0]),
+        (["1,5", "2,25"], [1.5, 2.25]),
+        (["12%", "3.5 %", "-4%"], [12.0, 3.5, -4.0]),
+        (["$1,234.50", "$12.00", "-$3"], [1234.5, 12.0, -3.0]),
+        (["1.234,50 €", "12,00 €", "3 €"], [1234.5, 12.0, 3.0]),
+        (["1,234", "950", "1,200,000"], [1234.0, 950.0, 1200000.0]),
+        (["1,234", "0,500"], [1.234, 0.5]),
+        (["1,234", "1500"], None),  # decimals or thousands
+        (["P12", "P13"], None),
+        (["1,2,3", "4,5,6"], None),
+        (["12-30", "12-31"], None),
+    ],
+)
+def test_numbers_as_people_write_them(texts, numbers):
+    found = as_numbers(np.array(texts, dtype=object), np.ones(len(texts), dtype=int))
+    if numbers is None:
+        assert np.isnan(found).any()
+    else:
+        np.testing.assert_allclose(found, numbers)
+
+
+@pytest.mark.parametrize("form", ["%d.%m.%Y %H:%M", "%m/%d/%Y %I:%M:%S %p", "%Y-%m-%d %H:%M"])
+def test_dates_with_times(here, form):
+    times = pd.date_range("2024-01-05 11:30", periods=60, freq="31h")
+    path = written(pd.DataFrame({"at": times.strftime(form), "y": range(60)}), here / "data.csv")
+    found = column_of(CsvTable(path), "at")
+    assert found.kind == "date" and not found.said
+    np.testing.assert_array_equal(found.values.to_numpy(), times.to_numpy())
 
 
 def test_columns_are_taken_for_what_they_are(here, capsys):

@@ -114,7 +114,7 @@ ASKS = {
         ([np.nan], ["positions", "nan"]),
         (["row 1"], ["positions", "row 1", "index are not positions"]),
         ([[0, 1]], ["one-dimensional", r"\(1, 2\)"]),
-        (slice(0, 3), ["positions", "slice"]),
+        ({1, 2}, ["positions", r"\[0, 5\]", r"\{1, 2\}"]),
         (None, ["positions", "None"]),
     ],
     ids=str,
@@ -125,6 +125,13 @@ def test_row_positions(ridge, ask, rows, patterns):
         ASKS[ask](ridge, rows)
     for pattern in patterns:
         assert re.search(pattern, str(caught.value)), caught.value
+
+
+def test_a_slice_of_rows(ridge):
+    found, wanted = ridge.removal_effect(slice(1, 7, 2)), ridge.removal_effect([1, 3, 5])
+    np.testing.assert_array_equal(found, wanted)
+    with pytest.raises(ValueError, match=f"All {N} training rows"):
+        ridge.removal_effect(slice(None))
 
 
 @pytest.mark.parametrize("rows", [np.arange(N), np.ones(N, dtype=bool)], ids=["all", "mask"])

@@ -127,6 +127,14 @@ def test_refused_inside_a_frozen_estimator():
     refuses(forest, CLS, "RandomForestClassifier is not supported", kind=TypeError)
 
 
+def test_a_class_is_no_model():
+    said = r"Ridge is a class. Pass a model, as in InfluenceEstimator\(Ridge\(\)\)"
+    refuses(Ridge, REG, said, kind=TypeError)
+    refuses(
+        make_pipeline(StandardScaler(), Ridge()).set_params(ridge=Ridge), REG, said, kind=TypeError
+    )
+
+
 def test_nothing_is_fitted_when_the_model_is_refused(monkeypatch):
     monkeypatch.setattr(RandomForestClassifier, "fit", lambda *args: pytest.fail("was fitted"))
     refuses(RandomForestClassifier(), CLS, "not supported", kind=TypeError)

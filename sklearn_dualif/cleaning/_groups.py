@@ -41,8 +41,8 @@ def group_table(ranking, groups, index):
     codes, labels = pd.factorize(groups, sort=True, use_na_sentinel=False)
     if len(labels) < 2:
         raise ValueError(
-            f"groups has one group only, {labels[0]!r}, and removing it leaves no rows. Give at "
-            "least two groups."
+            f"groups has one group only, {labels.tolist()[0]!r}, and removing it leaves no rows. "
+            "Give at least two groups."
         )
     issues = np.zeros(n, dtype=bool)
     issues[auto_rows(ranking)] = True

@@ -10,7 +10,7 @@ from ..exceptions import InfluenceWarning, UnsupportedOptionError
 from ..metrics import validate
 from ._errors import InputError, counted, listed, one_line
 from ._fairness import check_sensitive, fairness_of
-from ._fitted import choose, evenly, fitted, held_out_scores, parse_model
+from ._fitted import choose, evenly, fitted, held_out_scores, is_no_better, parse_model
 
 STEPS = 6
 _MOST_QUERIES = 2000
@@ -79,6 +79,9 @@ def audit(dataset, options, progress):
             unseen = X.iloc[held_out], y.iloc[held_out]
             scores, guess = held_out_scores(checked, *unseen, dataset.target.task)
         notes = dataset.notes()
+        if is_no_better(checked, *unseen, dataset.target.task):
+            few = f"as far as {counted(len(held_out), 'held-out row')} tell"
+            notes.insert(0, f"{few}, the model is no better than a guess and judges nothing")
         with progress.step("comparing predicted effects with refits"):
             queries = evenly(held_out, _MOST_QUERIES)
             validation = _validated(checked, X.iloc[queries], y.iloc[queries], seed, notes)

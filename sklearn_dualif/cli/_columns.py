@@ -5,6 +5,7 @@ missing, with a word. A text of its own in most rows is a name, an id or prose, 
 model learns anything that holds for other rows.
 """
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,10 @@ MISSING = frozenset(
 _NEARLY_ALL = 0.95
 _FEW = 20
 _OWN = 0.5
-_DATES = ("ISO8601", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y")
+_DAYS = ("%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y")
+_TIMES = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
+_DATES = ("ISO8601", *(day + time for day in _DAYS for time in _TIMES))
+_UNITS = r"^(?P<sign>[+-]?)\s*[$€£¥]\s*|\s*[%$€£¥]$"
 _LARGEST = 1e150
 
 
@@ -64,18 +68,44 @@ def column_of(table, name):
 
 
 def as_numbers(texts, counts):
-    """Return distinct texts as numbers, NaN where they are none, with a decimal point or comma."""
+    """Return distinct texts as numbers, NaN where they are none.
+
+    With a decimal point or comma, with or without the other between thousands, and with a percent
+    or currency sign.
+    """
     import pandas as pd
 
-    texts = pd.Series(texts, dtype=object)
-    numbers = pd.to_numeric(texts, errors="coerce").astype(float)
-    if counts[numbers.notna()].sum() >= _NEARLY_ALL * counts.sum():
+    def enough(known):
+        return counts[known].sum() >= _NEARLY_ALL * counts.sum()
+
+    def parsed(texts):
+        return pd.to_numeric(texts, errors="coerce").astype(float)
+
+    plain = pd.Series(texts, dtype=object)
+    numbers = parsed(plain)
+    if enough(numbers.notna()):
         return numbers.to_numpy()
-    comma = texts.str.fullmatch(r"[+-]?\d+(,\d+)?", na=False)
-    thousands = texts[comma & texts.str.contains(",", na=False)].str.fullmatch(r".*,\d{3}")
-    if counts[comma].sum() >= _NEARLY_ALL * counts.sum() and not thousands.all():
-        numbers = pd.to_numeric(texts.str.replace(",", "."), errors="coerce").astype(float)
+    bare = plain.str.replace(_UNITS, r"\g<sign>", regex=True)
+    for candidate in (bare, _without_thousands(bare, ",", "."), _without_thousands(bare, ".", ",")):
+        found = parsed(candidate)
+        if enough(found.notna()):
+            return found.to_numpy()
+    comma = bare.str.fullmatch(r"[+-]?\d+(,\d+)?", na=False)
+    thousands = bare[bare.str.contains(",", na=False)].str.fullmatch(r"[+-]?[1-9]\d{0,2},\d{3}")
+    if enough(comma) and not thousands.all():
+        numbers = parsed(bare.str.replace(",", "."))
     return numbers.to_numpy()
+
+
+def _without_thousands(texts, group, point):
+    """Return texts without the sign between thousands.
+
+    Those that have a group of other than three digits, or none where one is due, are missing.
+    """
+    group, point = re.escape(group), re.escape(point)
+    form = rf"[+-]?(\d{{1,3}}|[1-9]\d{{0,2}}({group}\d{{3}})+)({point}\d+)?"
+    bare = texts.str.replace(group, "", regex=True).str.replace(point, ".", regex=True)
+    return bare.where(texts.str.fullmatch(form, na=False))
 
 
 def _distinct(table, name):

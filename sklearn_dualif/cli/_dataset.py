@@ -91,6 +91,13 @@ def read_dataset(options):
     for option, names in roles.items():
         for wanted in names:
             _check_name(option, wanted, table)
+            if option != "--target" and wanted == name:
+                raise InputError(f"{option} {name!r} is the target. Name another column.")
+    both = sorted(set(options.drop) & set(options.keep))
+    if both:
+        raise InputError(
+            f"--drop and --keep both name {listed(both)}. Name a column in one of them."
+        )
     target = target_of(table, name, options.task)
     if len(target.values) < _LEAST_ROWS:
         raise InputError(

@@ -104,3 +104,21 @@ def held_out_scores(influence, X, y, task):
         proba = influence.predict_proba(X)
         scores["log_loss"] = float(log_loss(y, proba, labels=influence.classes_))
     return scores, guess
+
+
+def is_no_better(influence, X, y, task):
+    """Tell whether held-out rows leave it open that a model is better than a guess.
+
+    It is by the mean of what each row's loss gains, of less than two standard errors.
+    """
+    if task == "regression":
+        gains = (y - y.mean()) ** 2 - (y - influence.predict(X)) ** 2
+    elif hasattr(influence, "predict_proba"):
+        proba = influence.predict_proba(X)
+        given = proba[np.arange(len(y)), np.searchsorted(influence.classes_, y)]
+        shares = y.map(y.value_counts(normalize=True)).to_numpy(dtype=float)
+        gains = np.log(np.maximum(given, np.finfo(float).tiny)) - np.log(shares)
+    else:
+        gains = (influence.predict(X) == y).astype(float) - (y == y.mode()[0])
+    gains = np.asarray(gains, dtype=float)
+    return not gains.mean() > 2.0 * gains.std() / np.sqrt(len(gains))

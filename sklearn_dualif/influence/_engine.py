@@ -115,10 +115,10 @@ class InfluenceEngine:
                 else "Lower its tol, raise its max_iter or scale the features"
             )
             warnings.warn(
-                f"The fitted {name} is not at the optimum of its objective on these rows "
-                f"(stationarity_ = {self.stationarity:.3g} typical rows' gradients; above 0.1 "
-                "matters). "
-                f"{remedy}. Effects are those of the optimum, not of the model as fitted.",
+                f"The fitted {name} is not at the optimum of its objective on these rows, but "
+                f"further off than effects of rows are large (stationarity_ = "
+                f"{self.stationarity:.3g} typical rows' gradients). {remedy}. Effects are those of "
+                "the optimum, not of the model as fitted.",
                 NotStationaryWarning,
                 stacklevel=2,
             )
@@ -364,8 +364,7 @@ class InfluenceEngine:
         lost = set(before.tolist()) - set(after.tolist())
         if not lost:
             return
-        label = self.model.targets.classes[min(lost)]
-        label = label.item() if hasattr(label, "item") else label
+        label = np.asarray(self.model.targets.classes).tolist()[min(lost)]
         message = f"{action} these rows takes the last row of class {label!r}"
         if order == "exact" and not self.model.loss.quadratic:
             raise ValueError(

@@ -330,11 +330,13 @@ def polish(problem):
         found = minimise(problem, 0.0 * found.state, 0.0 * z)
     if found.converged:
         return found.state, found.z, found.curvature()
+    classes = problem.model.targets.classes is not None
+    separable = "separable classes without a penalty have none, " if classes else ""
     warnings.warn(
         f"No minimum of the objective of {type(problem.model.estimator).__name__} was found "
-        "(separable classes without a penalty have none, badly scaled features hide it). Effects "
-        "are those of one step from the parameters as fitted; scale the features, or give the "
-        "model a ridge, to make them those of a refit.",
+        f"({separable}badly scaled features hide it). Effects are those of one step from the "
+        "parameters as fitted; scale the features, or give the model a ridge, to make them those "
+        "of a refit.",
         NotStationaryWarning,
         stacklevel=2,
     )

@@ -160,7 +160,10 @@ def _register_imported():
 def _refusal(estimator):
     if isinstance(estimator, str) or estimator is None:
         return f"A Pipeline must end in a model; its last step is {estimator!r}. Add one."
-    kind = estimator if isinstance(estimator, type) else type(estimator)
+    if isinstance(estimator, type):
+        name = estimator.__name__
+        return f"{name} is a class. Pass a model, as in InfluenceEstimator({name}())."
+    kind = type(estimator)
     for base in kind.__mro__:
         if base.__name__ in _REMEDIES:
             reason = f"{kind.__name__} is not supported: {_REMEDIES[base.__name__]}."

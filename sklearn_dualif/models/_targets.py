@@ -95,9 +95,9 @@ class ClassTargets(NamedTuple):
         known = np.isin(y, self.classes)
         if not known.all():
             raise ValueError(
-                f"y contains the label {np.asarray(y)[~known][0]!r}, which the model was not "
-                f"fitted on. Known classes: {list(self.classes)}. Correct the label, or refit with "
-                "rows of that class."
+                f"y contains the label {y[~known].tolist()[0]!r}, which the model was not fitted "
+                f"on. Known classes: {np.asarray(self.classes).tolist()}. Correct the label, or "
+                "refit with rows of that class."
             )
         return self._positions(y)
 
