@@ -73,7 +73,7 @@ def test_what_is_printed(table, capsys):
     assert code == 0
     assert err.splitlines()[0].startswith("[1/4] reading tumours.csv")
     assert "in the table  diagnosis = malignant" in out
-    assert "without it    the model says benign, leaving 0." in out
+    assert "without it    the model says benign, malignant at 0." in out
     assert "removing it   raises its own loss by" in out
     assert "Without these, its loss would be higher by the effect:" in out
     assert "Without these, its loss would be lower by the effect:" in out
@@ -87,7 +87,7 @@ def test_rows_by_name(table, capsys):
     by_name, *_ = explained(capsys, table, "P050", *options)
     by_number, *_ = explained(capsys, table, 50)
     assert by_name["own_effect"] == pytest.approx(by_number["own_effect"])
-    assert by_name["row"] == "P050"
+    assert by_name["row"] == "P050" and by_number["row"] == 50
     assert by_name["helpful"][0]["row"] == f"P{by_number['helpful'][0]['row']:03d}"
 
 

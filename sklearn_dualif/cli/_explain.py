@@ -98,7 +98,7 @@ def _explained(influence, chosen, dataset, options, place, own, effects, about):
     harmful = [row for row in order[: options.k] if effects[row] < 0]
     helpful = [row for row in order[::-1][: options.k] if effects[row] > 0]
     return Explanation(
-        row=options.row,
+        row=dataset.everything.index[place],
         values=_shown(chosen.everything.iloc[[place]]).iloc[0].to_dict(),
         target=target,
         prediction=prediction,
@@ -129,7 +129,8 @@ def _position(dataset, options):
         says = f"{counted(len(found), 'row')}" if len(found) else "no row"
         raise InputError(
             f"--row {options.row!r} is {says} by the column {options.index!r}, such as "
-            f"{listed(names[:3])}. Name one row, or leave out --index and give its number from 0."
+            f"{listed(dict.fromkeys(names), 3)}. Name one row, or leave out --index and give its "
+            "number from 0."
         )
     return int(found[0])
 
@@ -164,7 +165,8 @@ def explanation_lines(found, dataset):
     if found.target is not None:
         left = ""
         if found.unseen_probability is not None:
-            left = f", leaving {found.unseen_probability:.2f} to {short(found.target)}"
+            own = "" if found.unseen == found.target else f", {short(found.target)}"
+            left = f"{own} at {found.unseen_probability:.2f}"
         facts += [
             ("in the table", f"{name} = {short(found.target)}"),
             ("without it", f"the model says {short(found.unseen)}{left}"),
