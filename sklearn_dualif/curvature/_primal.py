@@ -149,6 +149,12 @@ class PrimalCurvature(Curvature):
             for factor in self._factors
         ]
 
+    def _rows_per_block(self):
+        if not self._pair_forms:
+            return super()._rows_per_block()
+        # Rows are not whitened; what is made for each is a few matrices of outputs.
+        return max(1, min(self.n_rows, 2**20 // self.layout.n_coordinates**2))
+
     def row_gradients(self, rows, output_gradients):
         penalized = output_gradients @ self.layout.selector
         features = self.features.take(rows).dense()

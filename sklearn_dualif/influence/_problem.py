@@ -46,6 +46,8 @@ class TrainingProblem:
         Whether effects use the empirical Fisher matrix; optima are found with the Hessian.
     sketch_info : dict or None
         What is known of a sketch that was asked for.
+    operations : float
+        About how many an optimum and all single removals take.
     """
 
     model: object
@@ -57,6 +59,7 @@ class TrainingProblem:
     form: type
     fisher: bool = False
     sketch_info: dict | None = None
+    operations: float = math.inf
 
     @cached_property
     def layout(self):

@@ -9,6 +9,7 @@ from sklearn.utils import check_random_state
 
 from ..curvature import DualCurvature, PrimalCurvature
 from ..exceptions import MemoryLimitError, UnsupportedOptionError
+from ..linalg import threads_for
 from ..models import LinearModel, LinearNetworkModel, NetworkModel
 from ._engine import InfluenceEngine
 from ._kronecker import KroneckerEngine, KroneckerProblem
@@ -17,6 +18,9 @@ from ._network import Accuracy, NetworkEngine, NetworkProblem, build_network_pro
 from ._problem import TrainingProblem
 from ._sketched import SketchedEngine, SketchedProblem, sketched_problem
 from ._sketched_kronecker import SketchedKroneckerEngine, SketchedKroneckerProblem
+
+# Passes over the features that a search for the optimum and a look at all rows take.
+_PASSES = 100.0
 
 
 class _Cost(NamedTuple):
@@ -95,9 +99,18 @@ def build_problem(
     ridge = model.penalty.ridge(sample_weight, model.n_factors)
     shares = model.penalty.shares(sample_weight)
     curvature_ridge = ridge if damping is None else torch.full_like(ridge, damping)
-    form = choose_form(model, features, curvature_ridge, solver, memory_limit)
+    cost = choose_form(model, features, curvature_ridge, solver, memory_limit)
     problem = TrainingProblem(
-        model, features, targets, weights, ridge, shares, form, fisher, sketch_info
+        model,
+        features,
+        targets,
+        weights,
+        ridge,
+        shares,
+        cost.form,
+        fisher=fisher,
+        sketch_info=sketch_info,
+        operations=cost.flops + _PASSES * len(weights) * (cost.size + model.n_outputs),
     )
     return problem, None if damping is None else curvature_ridge
 
@@ -134,11 +147,12 @@ def build_engine(problem, damping, *, order, batch_size, frozen):
         engine = KroneckerEngine
     elif isinstance(problem, NetworkProblem):
         engine = LowRankEngine if problem.form == "iterative" else NetworkEngine
-    return engine(problem, damping=damping, order=order, batch_size=batch_size, frozen=frozen)
+    with threads_for(problem.operations):
+        return engine(problem, damping=damping, order=order, batch_size=batch_size, frozen=frozen)
 
 
 def choose_form(model, features, ridge, solver, memory_limit):
-    """Return `PrimalCurvature` or `DualCurvature` by counted work within ``memory_limit``."""
+    """Return the `_Cost` of the form of least counted work within ``memory_limit``."""
     name = type(model.estimator).__name__
     if solver == "iterative":
         raise UnsupportedOptionError(
@@ -162,7 +176,7 @@ def choose_form(model, features, ridge, solver, memory_limit):
     fitting = [cost for cost in candidates if cost.bytes <= memory_limit]
     if not fitting:
         raise MemoryLimitError(_shortage(name, candidates, costs, allowed, memory_limit))
-    return min(fitting, key=lambda cost: cost.flops).form
+    return min(fitting, key=lambda cost: cost.flops)
 
 
 def _costs(model, n, d, factors, positive_ridge):

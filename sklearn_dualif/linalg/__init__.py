@@ -3,6 +3,7 @@
 from ._definite import column_gram, inverse_from_cholesky, symmetric_pseudo_inverse
 from ._memory import parse_bytes
 from ._pivoted import PivotedFactor, RandomPivots, pivoted_cholesky
+from ._threads import threads_for, torch_threads
 from ._whitening import (
     CholeskyFactor,
     Whitening,
@@ -24,6 +25,8 @@ __all__ = [
     "parse_bytes",
     "pivoted_cholesky",
     "symmetric_pseudo_inverse",
+    "threads_for",
+    "torch_threads",
     "whiten_ridge",
     "whiten_triangle",
 ]
