@@ -123,6 +123,24 @@ def test_features_beyond_the_range_of_single_precision(scale):
     assert float((found - wanted).norm() / wanted.norm()) < 1e-4
 
 
+@pytest.mark.parametrize("spoilt", ["wrong", "infinite"])
+def test_a_bad_guide_is_replaced(monkeypatch, spoilt):
+    problem = problem_of(*rows(60), LogisticRegression(C=0.1, tol=1e-1))
+    exact = problem.form.solve
+
+    def solve(self, gradients, shift=None):
+        if not self.single:
+            return exact(self, gradients, shift)
+        return -gradients if spoilt == "wrong" else torch.inf * gradients
+
+    monkeypatch.setattr(problem.form, "solve", solve)
+    made = factorizations(problem, monkeypatch)
+    found = _problem.minimise(problem, problem.model.start(), problem.fitted_outputs)
+    assert found.converged and [options["single"] for options in made][:2] == [True, False]
+    found = _problem.minimise(problem, found.state, found.z)
+    assert found.converged
+
+
 # Corrections by steps
 
 

@@ -78,8 +78,7 @@ class TrainingProblem:
 
     def step_curvature(self, z, *, single=False):
         """Return the inverse Hessian at outputs z, perhaps in single precision, for steps alone."""
-        shiftable = False  # no row goes
-        return self._curvature(self.expand(z), self.ridge, shiftable=shiftable, single=single)
+        return self._curvature(self.expand(z), self.ridge, shiftable=False, single=single)
 
     def effect_curvature(self, z, *, ridge=None):
         """Return the curvature that effects are computed with."""
@@ -219,7 +218,7 @@ def minimise(problem, state, z):
         if not quadratic:
             inverse = SecantInverse(problem.step_curvature(z))
     ridge = problem.ridge[:, None, None]
-    size, previous = 0.0, torch.inf
+    previous, size = torch.inf, 0.0
     for _ in range(_MAX_STEPS):
         curvature = inverse.curvature
         output_gradient = problem.model.loss.weighted_gradient(problem.y, z, problem.weights)
@@ -228,26 +227,27 @@ def minimise(problem, state, z):
         step = -inverse.solve(gradient)
         dz = curvature.output_changes(design, step)[:, 0]
         moved = float((dz.abs() / (1.0 + z.abs())).max())
-        if not moved < torch.inf:
+        better = not fresh or curvature.single  # there is a factorization that does better here
+        if not moved < torch.inf and not better:
             return Minimum(problem, state, z, constant, False)
-        if not fresh and not _is_worth_keeping(curvature, moved, previous):
+        if not moved < torch.inf or not (fresh or _is_worth_keeping(curvature, moved, previous)):
             inverse, fresh = SecantInverse(problem.step_curvature(z)), True
             continue
         at_floor = moved <= _LOOSE and moved > 0.5 * previous
-        calm = moved <= _TIGHT or at_floor or (size == 1.0 and moved < min(_CALM, _FAST * previous))
-        size = 1.0
+        whole, size = size == 1.0, 1.0
+        calm = moved <= _TIGHT or at_floor or (whole and moved < min(_CALM, _FAST * previous))
         if not calm:
             descent = float((inverse.covector * step).sum())
             covector = curvature.dual_vector(curvature.ridge_gradient(step, ridge))
             along, square = float((covector * state).sum()), float((covector * step).sum())
             size = line_search(problem, z, dz, descent, along, square)
         if size == 0.0 and moved > _LOOSE:
-            if not fresh:
-                inverse, fresh = SecantInverse(problem.step_curvature(z)), True
-                continue
-            return Minimum(problem, state, z, constant, False)
-        # As the steps shrink, this one leaves so much of the way.
-        left = moved * moved / previous if moved < previous < torch.inf else moved
+            if not better:
+                return Minimum(problem, state, z, constant, False)
+            inverse, fresh = SecantInverse(problem.step_curvature(z)), True
+            continue
+        # As steps shrink, this one leaves so much of the way.
+        left = moved * moved / previous if whole and moved < min(_LOOSE, previous) else moved
         if size == 0.0 or left <= _ROUNDING or at_floor:
             # Below what the objective can tell, the step itself is the better judge.
             return Minimum(problem, state + step, z + dz, constant, True)
