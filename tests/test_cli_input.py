@@ -252,6 +252,13 @@ def test_columns_are_taken_for_what_they_are(here, capsys):
     assert kinds["diagnosis"] == "role"
 
 
+def test_another_encoding_makes_one_column(here, capsys):
+    path = here / "data.csv"
+    path.write_bytes(b"a,b,diagnosis\n" + b"1,2,x\n" * 40)
+    said = audit_refused(capsys, path, "--encoding", "utf-16-le")
+    assert "one column only" in said and "or another encoding than utf-16-le" in said
+
+
 @pytest.mark.parametrize("separator", [";", "\t", "|"])
 def test_separators_are_found(here, capsys, separator):
     path = here / "data.csv"

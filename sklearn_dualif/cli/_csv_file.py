@@ -90,10 +90,12 @@ class CsvTable:
                 "Write a table with the columns that matter."
             )
         if len(header) == 1:
+            guessed = self._encoding in ("utf-8", "utf-8-sig")
+            encoding = "" if guessed else f", or another encoding than {self._encoding}"
             raise InputError(
                 f"{self.path} has one column only, {one_line(header[0], 60)!r}, when cells are "
                 f"separated by {_NAMES.get(self._separator, repr(self._separator))}. Name the "
-                "right one with --separator."
+                f"right one with --separator{encoding}."
             )
 
     def write(self, path, kept):
