@@ -453,6 +453,8 @@ def test_neighbors_that_cannot_be_drawn():
     influence, X, y = wine()
     with pytest.raises(ValueError, match="X has 89 queries, and a picture shows 12 at most"):
         NeighborsDisplay.from_estimator(influence, X, y)
+    with pytest.raises(ValueError, match=r"X has 13 queries, .* Row i alone is X\[\[i\]\]"):
+        NeighborsDisplay.from_estimator(influence, X.iloc[0], y.iloc[0])
     with pytest.raises(ValueError, match="effects has shape"):
         NeighborsDisplay.from_estimator(
             influence, X[:4], objective=DemographicParity([0, 1, 0, 1], favorable=1)

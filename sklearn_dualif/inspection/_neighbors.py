@@ -144,7 +144,7 @@ class NeighborsDisplay:
             ``image_shape`` of another size than the rows.
         """
         check_fitted(influence_estimator, "NeighborsDisplay")
-        _check_number(n_rows_of(X))
+        _check_number(X)
         chosen = influence_estimator.objective if objective is None else objective
         effects = influence_estimator.influence(X, y, objective=objective)
         target = target_of(chosen, "")
@@ -257,7 +257,7 @@ class NeighborsDisplay:
         """Return for each query the rows that raise it most, and those that lower it most."""
         effects = np.asarray(self.effects, dtype=np.float64)
         sizes = n_rows_of(self.X), n_rows_of(self.X_train)
-        _check_number(sizes[0])
+        _check_number(self.X)
         if effects.shape != sizes:
             aggregate = " An aggregate has no single queries." if effects.shape[:1] == (1,) else ""
             raise ValueError(
@@ -394,10 +394,17 @@ class NeighborsDisplay:
         return columns
 
 
-def _check_number(n_queries):
+def _check_number(X):
+    n_queries = n_rows_of(X)
     if n_queries > _MOST_QUERIES:
+        single = (
+            " Row i alone is X[[i]], or X.iloc[[i]] of a frame."
+            if getattr(X, "ndim", 2) == 1
+            else ""
+        )
         raise ValueError(
-            f"X has {n_queries} queries, and a picture shows {_MOST_QUERIES} at most. Pass some."
+            f"X has {n_queries} queries, and a picture shows {_MOST_QUERIES} at most. Pass "
+            f"some.{single}"
         )
 
 
