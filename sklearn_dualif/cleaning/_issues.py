@@ -71,7 +71,8 @@ def find_issues(estimator, X, y, *, X_val=None, y_val=None, groups=None, **fit_p
     ``loo_residual``, ``residual_in_spreads`` (regressors)
         Target less leave-one-out prediction; and the size of the residual without the row and the
         suspects, in units of its spread: a robust standard deviation, larger for rows of large
-        leverage. Of deviances, their square root stands for the residual.
+        leverage; 0 for a row of leverage 1, which can't be judged. Of deviances, their square root
+        stands for the residual.
     ``self_influence``, ``leverage``
         As in `InfluenceEstimator`.
     ``removal_effect``
