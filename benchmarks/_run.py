@@ -106,9 +106,8 @@ def child(build, options):
         return run_apart(job, options.contender, options.results)
     if options.contender is not None:
         return {"bytes": peak_growth(job.contenders[options.contender])}
-    counts = {
-        name: min(options.repeats, job.repeats.get(name, options.repeats)) for name in warming
-    }
+    most = options.repeats
+    counts = {name: min(most, job.repeats.get(name, most)) for name in job.contenders}
     seconds, results = interleave(job.contenders, counts)
     # Small factorizations: with threads they only wait for each other on a busy machine.
     with threadpool_limits(1):

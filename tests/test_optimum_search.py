@@ -85,6 +85,18 @@ def test_two_factorizations_from_a_usual_fit(monkeypatch):
     assert [options["single"] for options in made] == [True, False]
 
 
+@pytest.mark.parametrize("solver", ["primal", "dual"])
+def test_one_factorization_from_an_optimum(monkeypatch, solver):
+    problem = problem_of(*rows(), solver=solver)
+    found = searched(problem)
+    made = factorizations(problem, monkeypatch)
+    start = found.state if solver == "primal" else None
+    again = _problem.minimise(problem, start, found.z)
+    again.curvature()
+    # The dual form's first is for a step from the outputs to a state.
+    assert len(made) == (1 if solver == "primal" else 2)
+
+
 # Single precision
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import regression, three_classes
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from sklearn_dualif import InfluenceEstimator
@@ -58,8 +59,9 @@ def test_fits(monkeypatch, estimator, data, little, threads):
 
     monkeypatch.setattr(_threads, "_LITTLE", little)
     monkeypatch.setattr(_setup, "InfluenceEngine", Engine)
-    InfluenceEstimator(estimator).fit(data.X, data.y)
-    assert seen == [threads]
+    influence = InfluenceEstimator(estimator).fit(data.X, data.y)
+    InfluenceEstimator(FrozenEstimator(influence.estimator_)).fit(data.X, data.y)
+    assert seen == [threads, 2]
 
 
 def test_more_rows_are_more_work():

@@ -66,6 +66,7 @@ class Curvature(ABC):
         Whether ``tau`` differs from zero anywhere: asks for a spectral factorization.
     single : bool
         Whether single precision does, where it saves time: for steps, which gradients correct.
+        The attribute says whether it was taken.
     """
 
     def __init__(self, features, layout, free, expansion, ridge, *, shiftable, single=False):
@@ -75,11 +76,15 @@ class Curvature(ABC):
         self.expansion = expansion
         self.ridge = ridge
         self.shiftable = shiftable
-        self.single = single
         self.n_free = free.shape[1]
+        self.single = single and self._may_be_single()
         self.parameters = None
         self.shares = None
         self._factorize()
+
+    def _may_be_single(self):
+        """Tell whether single precision saves time."""
+        return False
 
     def anchor(self, parameters, shares):
         """Say where the expansion was made, which removals of penalty shares need.

@@ -38,13 +38,17 @@ class PrimalCurvature(Curvature):
         self._center = means if self._centered else torch.zeros_like(means)
         curvatures = self.expansion.root @ self.expansion.root.mT
         self._factors = [self._factor(*block) for block in enumerate(curvatures)]
+        self.single = any(factor.single for factor in self._factors)
+
+    def _may_be_single(self):
+        return not self.features.is_sparse and self.map_rows >= _MANY_PARAMETERS
 
     def _factor(self, block, curvatures):
         """Return a `CholeskyFactor` or a `Whitening` for centred features."""
         ridge = float(self.ridge[block])
         if ridge > 0 or self.n_rows * self.expansion.root.shape[-1] >= self.map_rows:
             factor = None
-            if self.single and not self.features.is_sparse and self.map_rows >= _MANY_PARAMETERS:
+            if self.single:
                 features = self.features.in_single_precision(self._center)
                 hessian = self._data_hessian(features, torch.zeros_like(self._center), curvatures)
                 factor = factor_hessian(hessian, ridge, self.n_free)

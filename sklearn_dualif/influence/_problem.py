@@ -170,22 +170,22 @@ class Minimum(NamedTuple):
     state : (G, D, 1) tensor
     z : (n, C) tensor
         Outputs.
-    constant : Curvature or None
-        That of a quadratic objective, the same everywhere.
+    known : Curvature or None
+        That at ``z``, if it was factorised on the way.
     converged : bool
     """
 
     problem: TrainingProblem
     state: torch.Tensor
     z: torch.Tensor
-    constant: object
+    known: object
     converged: bool
 
     def curvature(self):
         """Return the curvature at ``z``."""
-        if self.constant is None:
+        if self.known is None:
             return self.problem.curvature(self.z)
-        return self.constant.refresh(self.problem.expand(self.z))
+        return self.known.refresh(self.problem.expand(self.z))
 
 
 def minimise(problem, state, z):
@@ -250,7 +250,9 @@ def minimise(problem, state, z):
         left = moved * moved / previous if whole and moved < min(_LOOSE, previous) else moved
         if size == 0.0 or left <= _ROUNDING or at_floor:
             # Below what the objective can tell, the step itself is the better judge.
-            return Minimum(problem, state + step, z + dz, constant, True)
+            serves = not curvature.single and curvature.shiftable == (problem.shares is not None)
+            here = fresh and moved <= _ROUNDING and serves
+            return Minimum(problem, state + step, z + dz, curvature if here else constant, True)
         state, z, previous = state + size * step, z + size * dz, moved
         fresh = quadratic
         if size < 1.0 and not quadratic:

@@ -1,5 +1,6 @@
 """From a fitted model and its rows to the engine that answers: which form, which ridge."""
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -147,7 +148,8 @@ def build_engine(problem, damping, *, order, batch_size, frozen):
         engine = KroneckerEngine
     elif isinstance(problem, NetworkProblem):
         engine = LowRankEngine if problem.form == "iterative" else NetworkEngine
-    with threads_for(problem.operations):
+    # Behind a fit, that is; nothing disturbs torch when a frozen model comes.
+    with threads_for(math.inf if frozen else problem.operations):
         return engine(problem, damping=damping, order=order, batch_size=batch_size, frozen=frozen)
 
 

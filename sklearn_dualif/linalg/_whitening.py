@@ -34,6 +34,11 @@ class Whitening(NamedTuple):
     map: torch.Tensor
     inverse_spectrum: torch.Tensor | None
 
+    @property
+    def single(self):
+        """Whether it is in single precision."""
+        return self.map.dtype == torch.float32
+
     def on_processor(self):
         """Return the same in the processor's memory."""
         spectrum = self.inverse_spectrum
@@ -61,6 +66,11 @@ class CholeskyFactor:
         self.upper = upper
         self.scale = scale[:, None]
         self.inverse_norm = inverse_norm
+
+    @property
+    def single(self):
+        """Whether it is in single precision."""
+        return self.upper.dtype == torch.float32
 
     def solve(self, columns):
         """Return ``H^{-1} columns`` for columns (..., P, m)."""
